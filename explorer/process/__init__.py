@@ -1,6 +1,7 @@
 """What the corruption is: paths, preconditionings, training-time distributions and models known in closed form. Torch only."""
 
 from explorer.process.broadcast import like
+from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, KINDS, PATHS, VP, CosineVP, Kind, Linear, Path, Trig
 from explorer.process.precondition import (
     PRECONDITIONS,
@@ -11,8 +12,10 @@ from explorer.process.precondition import (
     TrigFlowPrecondition,
     VPrecondition,
 )
+from explorer.process.times import LogitNormal, LogNormal, LogUniform, TimeDistribution, Uniform, UShaped
 
 __all__ = [
-    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "IDDPMPrecondition", "Kind",
-    "Linear", "Path", "Precondition", "Trig", "TrigFlowPrecondition", "VPrecondition", "like",
+    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition", "Kind",
+    "Linear", "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution", "Trig", "TrigFlowPrecondition",
+    "UShaped", "Uniform", "VPrecondition", "like",
 ]  # fmt: skip

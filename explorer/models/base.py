@@ -1,0 +1,259 @@
+"""A network made to mean something: the Denoiser interface and its final forms.
+
+Time is the model's own path's; `t` is a number (the inner loop of a solver: one fused affine map with cached Python-float coefficients,
+state in the solver's dtype, network in its own) or a tensor (B,) (training, arbitrary queries).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from explorer.errors import BadValue
+from explorer.process.broadcast import like
+from explorer.process.oracles import GaussianMixture
+from explorer.process.paths import EDM, Kind, Path, Time
+from explorer.process.precondition import Precondition
+
+Cond = Tensor | None
+"""Class labels (B,) int64; -1 stands for no class. None: no class for the whole batch."""
+
+
+class Denoiser(nn.Module, ABC):
+    """What can be asked of a model of the data along a path: denoised data, noise, velocity, score.
+
+    Attributes:
+        path: the path whose states x_t the model takes.
+        shape: of one sample.
+        n_classes: 0 when the model is unconditional.
+        t_range: (lowest, highest) time at which it was trained or is defined, in its own path's time.
+        name: for captions and records.
+        n_skips: skip connections that can be scaled (see `SkipTuned`); 0 when there are none.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    n_classes: int = 0
+    t_range: tuple[float, float]
+    name: str = ""
+    n_skips: int = 0
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Time, cond: Cond = None) -> tuple[Tensor, Kind]:
+        """The model's native prediction at (x_t, t), of x_t's shape and dtype, and which kind it is."""
+
+    @property
+    @abstractmethod
+    def n_calls(self) -> int:
+        """Network evaluations since construction or `reset_calls`, whole batches counted once; wrappers sum their parts."""
+
+    @abstractmethod
+    def reset_calls(self) -> None: ...
+
+    def calls_at(self, t: float) -> int:
+        """Network evaluations that one prediction at this time costs (2 under guidance, say)."""
+        return 1
+
+    def denoise(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """E[x0 | x_t], (B, *shape)."""
+        return self._as("x0", x_t, t, cond)
+
+    def eps(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """E[eps | x_t], (B, *shape)."""
+        return self._as("eps", x_t, t, cond)
+
+    def velocity(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """dx_t/dt of the probability-flow ODE, (B, *shape). Not defined at sigma = 0 for most predictions (0/0)."""
+        return self._as("velocity", x_t, t, cond)
+
+    def score(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """Gradient of ln p_t at x_t, (B, *shape)."""
+        return self._as("score", x_t, t, cond)
+
+    def on(self, path: Path) -> Denoiser:
+        """The same marginals seen on another path: identical denoiser, another ODE to solve."""
+        from explorer.models.wrappers import Moved
+
+        return self if path == self.path else Moved(self, path)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """`t_range` in EDM's sigma, the coordinate all models share."""
+        low, high = self.t_range
+        return self.path.ratio_at(low), self.path.ratio_at(high)
+
+    def _as(self, kind: Kind, x_t: Tensor, t: Time, cond: Cond) -> Tensor:
+        pred, native = self.predict(x_t, t, cond)
+        if native == kind:
+            return pred
+        a, b = self.path.convert(native, kind, t)
+        return affine(a, x_t, b, pred)
+
+
+def affine(a: Time, x: Tensor, b: Time, y: Tensor) -> Tensor:
+    """a x + b y in x's dtype, y possibly of a narrower one; a and b numbers or (B,). Skips what is multiplied by exactly 0 or 1."""
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        if a == 0.0:
+            y = y.to(x.dtype)
+            return y if b == 1.0 else y * b
+        return torch.add(x if a == 1.0 else x * a, y, alpha=b)
+    return like(a, x) * x + like(b, y) * y.to(x.dtype)
+
+
+class Preconditioned(Denoiser):
+    """A raw network F behind pred = c_skip x + c_out F(c_in x; c_noise).
+
+    Args:
+        net: forward(x (B, *shape), noise (B,) or (1,), cond (B,) or None[, skip_scale]) -> (B, *shape).
+        path: the path the states live on.
+        precondition: the four coefficients and the kind of the result.
+        shape: of one sample.
+        t_range: trained range in the path's time.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: Path,
+        precondition: Precondition,
+        *,
+        shape: tuple[int, ...],
+        t_range: tuple[float, float],
+        n_classes: int = 0,
+        name: str = "",
+    ):
+        super().__init__()
+        self.net, self.path, self.precondition = net, path, precondition
+        self.shape, self.n_classes, self.name = tuple(shape), n_classes, name
+        self.t_range = (float(t_range[0]), float(t_range[1]))
+        self.n_skips = getattr(net, "n_skips", 0)
+        self._n_calls = 0
+        self._noise: dict[tuple, Tensor] = {}
+
+    @property
+    def n_calls(self) -> int:
+        return self._n_calls
+
+    def reset_calls(self) -> None:
+        self._n_calls = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    def predict(self, x_t, t, cond=None, *, skip_scale: Tensor | None = None):
+        c_skip, c_out, _, _ = self.precondition.at(t, self.path)
+        return affine(c_skip, x_t, c_out, self._raw(x_t, t, cond, skip_scale)), self.precondition.kind
+
+    def _as(self, kind, x_t, t, cond, skip_scale=None):
+        """One affine map of (x, F): the preconditioning and the conversion composed before touching a tensor."""
+        if isinstance(t, Tensor):
+            pred, native = self.predict(x_t, t, cond, skip_scale=skip_scale)
+            a, b = self.path.convert(native, kind, t)
+            return pred if native == kind else affine(a, x_t, b, pred)
+        c_skip, c_out, _, _ = self.precondition.at(t, self.path)
+        a, b = self.path.convert(self.precondition.kind, kind, t)
+        return affine(a + b * c_skip, x_t, b * c_out, self._raw(x_t, t, cond, skip_scale))
+
+    def _raw(self, x_t: Tensor, t: Time, cond: Cond, skip_scale: Tensor | None) -> Tensor:
+        if cond is not None and self.n_classes == 0:
+            raise BadValue(f"model {self.name or type(self.net).__name__!r} is unconditional, but class labels were given")
+        _, _, c_in, c_noise = self.precondition.at(t, self.path)
+        dtype = self.dtype
+        if isinstance(t, Tensor):
+            x, noise = (like(c_in, x_t) * x_t).to(dtype), c_noise.to(dtype).reshape(-1)
+        else:
+            x, noise = (x_t if c_in == 1.0 else x_t * c_in).to(dtype), self._noise_tensor(c_noise, x_t.device, dtype)
+        self._n_calls += 1
+        if skip_scale is None:
+            return self.net(x, noise, cond)
+        return self.net(x, noise, cond, skip_scale=skip_scale.to(dtype))
+
+    def _noise_tensor(self, value: float, device, dtype) -> Tensor:
+        key = (value, device, dtype)
+        if key not in self._noise:
+            if len(self._noise) > 4096:
+                self._noise.clear()
+            self._noise[key] = torch.tensor([value], device=device, dtype=dtype)
+        return self._noise[key]
+
+
+class Oracle(Denoiser):
+    """The exact denoiser of a Gaussian mixture or of a finite data set: no network, no training error.
+
+    Args:
+        mixture: the data distribution.
+        path: the path the states live on.
+        t_range: where it may be asked; by default all of the path but its ends (sigma from 1e-4 to 1e3).
+    """
+
+    def __init__(self, mixture: GaussianMixture, path: Path | None = None, *, name: str = "oracle", t_range=None):
+        super().__init__()
+        self.mixture, self.path, self.name = mixture, path or EDM(), name
+        self.shape, self.n_classes = mixture.shape, mixture.n_classes
+        self.t_range = t_range or (self.path.time_at(1e-4), self.path.time_at(1e3))
+        self._n_calls = 0
+
+    @property
+    def n_calls(self) -> int:
+        return self._n_calls
+
+    def reset_calls(self) -> None:
+        self._n_calls = 0
+
+    def predict(self, x_t, t, cond=None):
+        if cond is not None and self.n_classes == 0:
+            raise BadValue(f"model {self.name!r} is unconditional, but class labels were given")
+        self._n_calls += 1
+        if isinstance(t, Tensor):
+            alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        else:
+            alpha, sigma, _, _ = self.path.at(t)
+        return self.mixture.denoise(x_t, alpha, sigma, cond), "x0"
+
+    def log_prob(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """ln p_t(x_t), (B,)."""
+        if isinstance(t, Tensor):
+            return self.mixture.log_prob(x_t, self.path.alpha(t), self.path.sigma(t), cond)
+        alpha, sigma, _, _ = self.path.at(t)
+        return self.mixture.log_prob(x_t, alpha, sigma, cond)
+
+
+class FunctionDenoiser(Denoiser):
+    """A plain function made a Denoiser; see `as_denoiser`."""
+
+    def __init__(self, function, kind: Kind, path: Path, shape, t_range, n_classes: int, name: str):
+        super().__init__()
+        self.function, self.kind, self.path = function, kind, path
+        self.shape, self.n_classes, self.t_range, self.name = tuple(shape), n_classes, t_range, name
+        self._n_calls = 0
+
+    @property
+    def n_calls(self) -> int:
+        return self._n_calls
+
+    def reset_calls(self) -> None:
+        self._n_calls = 0
+
+    def predict(self, x_t, t, cond=None):
+        self._n_calls += 1
+        return self.function(x_t, t, cond), self.kind
+
+
+def as_denoiser(
+    function: Callable[[Tensor, Time, Cond], Tensor],
+    kind: Kind,
+    path: Path,
+    shape: tuple[int, ...],
+    *,
+    t_range: tuple[float, float] | None = None,
+    n_classes: int = 0,
+    name: str = "function",
+) -> Denoiser:
+    """A Denoiser from function(x_t (B, *shape), t, cond) -> prediction of the given kind: the door for anybody's model."""
+    t_range = t_range or (0.0, path.t_max if math.isfinite(path.t_max) else path.time_at(1e3))
+    return FunctionDenoiser(function, kind, path, shape, t_range, n_classes, name)
