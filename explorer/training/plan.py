@@ -1,0 +1,142 @@
+"""How long, how fast, and what to average: the numbers of a training run, as frozen values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from explorer.errors import BadValue
+from explorer.training.method import Progress
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """Adam or AdamW with a learning rate that is a function of progress.
+
+    Args:
+        lr: peak learning rate.
+        betas, eps, weight_decay: as in torch; `weight_decay` is decoupled (AdamW).
+        warmup_images: linear rise from 0 over this many images.
+        decay: shape of the fall over the whole run, from 1 to `final`; "inverse_sqrt" is 1/sqrt(max(n_images / decay_images, 1)).
+        final: factor left at the end of a cosine or linear decay.
+        decay_images: reference of "inverse_sqrt".
+        clip: largest gradient norm per network; None for no clipping.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_images: int = 0
+    decay: Literal["none", "cosine", "linear", "inverse_sqrt"] = "none"
+    final: float = 0.0
+    decay_images: int = 0
+    clip: float | None = None
+
+    def __post_init__(self):
+        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
+            raise BadValue(f"lr and clip must be positive; got lr={self.lr}, clip={self.clip}.")
+        if self.decay not in ("none", "cosine", "linear", "inverse_sqrt"):
+            raise BadValue(f"decay is {self.decay!r}; use 'none', 'cosine', 'linear' or 'inverse_sqrt'.")
+        if self.decay == "inverse_sqrt" and self.decay_images < 1:
+            raise BadValue("inverse_sqrt decay needs decay_images >= 1.")
+
+    def rate(self, progress: Progress, n_after: int | None = None) -> float:
+        """Learning rate of a step; `n_after` counts the images including that step, so that warm-up does not begin at 0."""
+        seen = progress.n_images if n_after is None else n_after
+        factor = min(seen / self.warmup_images, 1.0) if self.warmup_images else 1.0
+        if self.decay == "cosine":
+            factor *= self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress.fraction))
+        elif self.decay == "linear":
+            factor *= self.final + (1 - self.final) * (1 - progress.fraction)
+        elif self.decay == "inverse_sqrt":
+            factor /= math.sqrt(max(seen / self.decay_images, 1.0))
+        return self.lr * factor
+
+
+@dataclass(frozen=True)
+class EmaPlan:
+    """One running average of the weights: exponential, or the power function of EDM2 when `sigma_rel` is set.
+
+    Args:
+        name: key under which ticks and checkpoints carry the average.
+        half_life: images after which a weight's share has halved.
+        ramp_up: the half-life is at most this share of the images seen; None for no ramp-up.
+        sigma_rel: relative width of the power-function profile, e.g. 0.10; the profile then grows with the run.
+    Source: Karras et al. 2022, arXiv 2206.00364 (exponential with ramp-up); Karras et al. 2023, arXiv 2312.02696, Sec. 3.1.
+    """
+
+    name: str = "ema"
+    half_life: float = 500_000
+    ramp_up: float | None = 0.05
+    sigma_rel: float | None = None
+
+    def __post_init__(self):
+        if not self.half_life > 0:
+            raise BadValue(f"EMA half_life is {self.half_life} images; it must be positive.")
+        if self.sigma_rel is not None and not 0 < self.sigma_rel < 0.28:
+            raise BadValue(f"sigma_rel is {self.sigma_rel}; a power-function profile needs 0 < sigma_rel < 0.28.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `train` needs besides the method and the data.
+
+    Args:
+        n_steps: length of the run in optimizer steps (iterations of `Method.updates`).
+        batch_size: images per step over all processes; recipes hand it to their data stream.
+        accumulate: micro-batches per step.
+        optimizer: for every network not named in `optimizers`.
+        emas: averages kept of every trained network.
+        seed: of everything random in training.
+        minutes: optional wall-clock budget; progress is then the larger of the two fractions, so the learning rate still
+            completes its decay. A run cut by time is not reproducible bit for bit.
+        tick_steps: steps between two ticks (and log lines).
+        checkpoint_steps: steps between two checkpoints; 0 for one at the end only.
+        keep: newest checkpoints to keep; None keeps all.
+        max_skips: non-finite updates in a row that are skipped before `NonFinite` is raised.
+        autocast: "bfloat16" runs the losses under autocast.
+        compile: compile the networks (slow to start; meant for long runs on a GPU).
+    """
+
+    n_steps: int
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: OptimizerPlan = OptimizerPlan()
+    optimizers: Mapping[str, OptimizerPlan] = field(default_factory=lambda: MappingProxyType({}))
+    emas: tuple[EmaPlan, ...] = (EmaPlan(),)
+    seed: int = 0
+    minutes: float | None = None
+    tick_steps: int = 100
+    checkpoint_steps: int = 500
+    keep: int | None = 1
+    max_skips: int = 20
+    autocast: Literal["bfloat16"] | None = None
+    compile: bool = False
+
+    def __post_init__(self):
+        for name in ("n_steps", "batch_size", "accumulate", "tick_steps"):
+            if getattr(self, name) < 1:
+                raise BadValue(f"Plan.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.keep is not None and self.keep < 1:
+            raise BadValue(f"Plan.keep is {self.keep}; keep at least one checkpoint, or None for all.")
+        if len({ema.name for ema in self.emas}) < len(self.emas):
+            raise BadValue("two EMAs of a plan share a name; give each its own.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise BadValue(f"Plan.minutes is {self.minutes}; it must be positive or None.")
+        if self.autocast not in (None, "bfloat16"):
+            raise BadValue(f"Plan.autocast is {self.autocast!r}; use 'bfloat16' or None.")
+
+    def optimizer_of(self, net: str) -> OptimizerPlan:
+        return self.optimizers.get(net, self.optimizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {
+            "optimizer": asdict(self.optimizer),
+            "optimizers": {name: asdict(plan) for name, plan in self.optimizers.items()},
+            "emas": [asdict(ema) for ema in self.emas],
+        }

@@ -1,0 +1,374 @@
+"""The training loop against closed forms, full batches, and itself after an interruption."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from explorer.errors import BadFile, BadValue, ExplorerError, NonFinite
+from explorer.training import (
+    Batch,
+    EmaPlan,
+    Method,
+    OptimizerPlan,
+    Plan,
+    Progress,
+    Shuffled,
+    Update,
+    ema_,
+    load_checkpoint,
+    power_gamma,
+    read_log,
+    save_checkpoint,
+    snapshots,
+    train,
+)
+from explorer.training.ema import exponential_beta, power_beta
+from explorer.training.loop import _Run
+
+
+class Regression(Method):
+    """Least squares, optionally with dropout and noise so that every source of randomness is in play."""
+
+    def __init__(self, dim=3, dropout=0.0, noise=0.0, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.nets = nn.ModuleDict({"net": nn.Sequential(nn.Linear(dim, 1, dtype=dtype), nn.Dropout(dropout))})
+        self.noise = noise
+
+    def updates(self, batch, progress):
+        eps = torch.randn(batch.x0.shape, generator=progress.generator, dtype=batch.x0.dtype)
+        y = self.nets["net"](batch.x0 + self.noise * eps)
+        yield Update(("net",), (y - batch.noise).square().mean(), {"mean": y.mean()})
+
+    def export(self, nets):
+        return nets["net"]
+
+
+def line(n=64, dim=3, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=g, dtype=dtype)
+    weight = torch.arange(1.0, dim + 1, dtype=dtype)[:, None]
+    return Batch(x, noise=x @ weight + 0.5)
+
+
+class Repeat:
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
+def run(method, data, plan, run_dir=None):
+    return list(train(method, data, plan, run_dir))
+
+
+def weights(method):
+    return torch.cat([p.detach().reshape(-1).clone() for p in method.parameters()])
+
+
+def test_linear_regression_reaches_the_closed_form():
+    method = Regression()
+    ticks = run(method, Repeat(line()), Plan(600, optimizer=OptimizerPlan(lr=0.1, decay="cosine"), tick_steps=200))
+    assert torch.allclose(weights(method), torch.tensor([1.0, 2.0, 3.0, 0.5], dtype=torch.float64), atol=1e-6)
+    assert [t.step for t in ticks] == [200, 400, 600] and ticks[-1].fraction == 1
+    assert ticks[0].logs["loss/net"] > ticks[-1].logs["loss/net"] and ticks[-1].logs["skipped"] == 0
+
+
+def test_first_adam_step_is_the_learning_rate_against_the_gradient_sign():
+    method, batch = Regression(), line()
+    before = weights(method)
+    loss = (method.nets["net"](batch.x0) - batch.noise).square().mean()
+    grads = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(method.parameters()))])
+    run(method, Repeat(batch), Plan(1, optimizer=OptimizerPlan(lr=0.01)))
+    assert torch.allclose(weights(method), before - 0.01 * grads.sign(), atol=1e-8)
+
+
+def test_accumulated_micro_batches_equal_the_full_batch():
+    results = []
+    for k in (1, 4):
+        method = Regression()
+        run(method, Repeat(line()), Plan(10, accumulate=k, optimizer=OptimizerPlan(lr=0.05, clip=1.0)))
+        results.append(weights(method))
+    assert (results[0] - results[1]).abs().max() < 1e-12
+
+
+def test_indivisible_micro_batches_are_refused():
+    with pytest.raises(BadValue, match="64 cannot be cut into 3"):
+        run(Regression(), Repeat(line()), Plan(1, accumulate=3))
+
+
+class Three(Method):
+    """fake -> disc -> student, each loss passing through the other networks."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.nets = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("fake", "disc", "student")})
+        self.target = nn.Linear(2, 2).requires_grad_(False)
+        self.seen, self.stray = [], []
+
+    def updates(self, batch, progress):
+        def out():
+            return self.nets["disc"](self.nets["fake"](self.nets["student"](batch.x0))).square().mean()
+
+        for name in ("fake", "disc", "student"):
+            if name == "student" and progress.step % 2:
+                continue
+            before = {k: weights(v) for k, v in self.nets.items()}
+            yield Update((name,), out())
+            moved = {k for k, v in self.nets.items() if not torch.equal(weights(v), before[k])}
+            self.seen.append((progress.step, name, moved))
+            self.stray += [k for k, p in self.named_parameters() if p.grad is not None]
+        ema_(self.target, self.nets["student"], 0.0)
+
+    def export(self, nets):
+        return nets["student"]
+
+
+def test_three_networks_move_in_turn_and_leave_no_stray_gradient():
+    method = Three()
+    run(method, Repeat(Batch(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))), Plan(2, accumulate=1))
+    assert method.seen == [(s, n, {n}) for s, n in [(0, "fake"), (0, "disc"), (0, "student"), (1, "fake"), (1, "disc")]]
+    assert method.stray == []
+    assert torch.equal(weights(method.target), weights(method.nets["student"]))
+
+
+def test_joint_update_steps_both_networks_each_with_its_own_rate():
+    class Joint(Three):
+        def updates(self, batch, progress):
+            yield Update(("fake", "student"), self.nets["fake"](self.nets["student"](batch.x0)).square().mean())
+
+    method = Joint()
+    before = {k: weights(v) for k, v in method.nets.items()}
+    plan = Plan(1, optimizer=OptimizerPlan(lr=0.1), optimizers={"student": OptimizerPlan(lr=0.01)})
+    tick = run(method, Repeat(Batch(torch.ones(4, 2))), plan)[-1]
+    size = {k: float((weights(v) - before[k]).abs().max()) for k, v in method.nets.items()}
+    assert size == pytest.approx({"fake": 0.1, "disc": 0.0, "student": 0.01}, rel=1e-3)
+    assert tick.logs["lr/student"] == 0.01 and "loss/fake+student" in tick.logs
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_network_without_gradient_is_named(constant):
+    class Silent(Three):
+        def updates(self, batch, progress):
+            loss = torch.zeros(()) if constant else self.nets["fake"](batch.x0).mean()
+            yield Update(("disc",) if constant else ("fake", "disc"), loss)
+
+    with pytest.raises(ExplorerError, match="disc received no gradient"):
+        run(Silent(), Repeat(Batch(torch.ones(4, 2))), Plan(1))
+
+
+def test_micro_batches_that_disagree_are_refused():
+    class Data(Three):
+        def updates(self, batch, progress):
+            yield Update(("fake" if batch.x0.mean() > 0 else "disc",), self.nets["disc"](self.nets["fake"](batch.x0)).mean())
+
+    data = Repeat(Batch(torch.cat([torch.ones(2, 2), -torch.ones(2, 2)])))
+    with pytest.raises(ExplorerError, match="micro-batches must yield alike.*fake.*disc"):
+        run(Data(), data, Plan(1, accumulate=2))
+
+
+def test_unknown_network_names_are_refused():
+    with pytest.raises(BadValue, match="generator"):
+        run(Regression(), Repeat(line()), Plan(1, optimizers={"generator": OptimizerPlan()}))
+
+
+def test_exponential_ema_follows_its_closed_form():
+    method, plan = Regression(), Plan(6, optimizer=OptimizerPlan(lr=0.1), tick_steps=1, emas=(EmaPlan(half_life=100),))
+    expected = None
+    for i, tick in enumerate(train(method, Repeat(line()), plan)):
+        beta = 0.5 ** (64 / max(min(100, 0.05 * 64 * i), 1e-8))
+        expected = weights(method) if i == 0 else beta * expected + (1 - beta) * weights(method)
+        assert torch.allclose(weights(tick.emas["ema"]), expected, atol=1e-14)
+    assert exponential_beta(0, 64, 100, 0.05) == 0 and exponential_beta(10**6, 50, 100, 0.05) == pytest.approx(0.5**0.5)
+
+
+def test_power_ema_of_the_step_index_is_the_mean_of_its_profile():
+    # phi averages theta(tau) = tau with density ~ tau^gamma on [0, t]: mean (gamma + 1)/(gamma + 2) t, relative width sigma_rel.
+    gamma, average, square = power_gamma(0.1), 0.0, 0.0
+    for step in range(1, 20_001):
+        beta = power_beta(step, gamma)
+        average, square = beta * average + (1 - beta) * step, beta * square + (1 - beta) * step**2
+    assert average / 20_000 == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-3)
+    assert math.sqrt(square - average**2) / 20_000 == pytest.approx(0.1, rel=1e-2)
+    assert power_gamma(0.1) == pytest.approx(6.94, abs=0.01) and power_gamma(0.05) == pytest.approx(16.97, abs=0.01)
+
+
+def noisy():
+    batch = line(n=40, dtype=torch.float32)
+    method = Regression(dropout=0.3, noise=0.1, dtype=torch.float32)
+
+    class Pairs(Shuffled):
+        def batch(self, i):
+            rows = super().batch(i)
+            return Batch(rows.x0[:, :3], noise=rows.x0[:, 3:])
+
+    return method, Pairs(torch.cat([batch.x0, batch.noise], 1), batch_size=16, seed=5)
+
+
+def test_resume_is_bit_for_bit(tmp_path):
+    emas = (EmaPlan(half_life=64), EmaPlan("wide", sigma_rel=0.1))
+    plan = Plan(10, 16, accumulate=2, emas=emas, tick_steps=1, checkpoint_steps=5, seed=3)
+    method, data = noisy()
+    straight = run(method, data, plan, tmp_path / "straight")[-1]
+
+    method, data = noisy()
+    for tick in train(method, data, plan, tmp_path / "cut"):
+        if tick.step == 7:  # killed two steps after the checkpoint
+            break
+    torch.manual_seed(99)  # the global state of the new process must not matter
+    method, data = noisy()
+    ticks = run(method, data, plan, tmp_path / "cut")
+    assert [t.step for t in ticks] == [6, 7, 8, 9, 10]
+    assert torch.equal(weights(ticks[-1].method), weights(straight.method))
+    for name in ("ema", "wide"):
+        assert torch.equal(weights(ticks[-1].emas[name]), weights(straight.emas[name]))
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "cut")]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "straight")]
+    a, b = load_checkpoint(tmp_path / "cut"), load_checkpoint(tmp_path / "straight")
+    assert all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
+    assert len(snapshots(tmp_path / "cut")) == 1
+    assert run(noisy()[0], noisy()[1], plan, tmp_path / "cut")[0].step == 10  # a finished run only reports
+
+
+def test_resume_with_another_plan_is_refused(tmp_path):
+    method, data = noisy()
+    run(method, data, Plan(2, 16), tmp_path)
+    with pytest.raises(BadValue, match="seed=0, not 1"):
+        run(method, data, Plan(4, 16, seed=1), tmp_path)
+
+
+def test_dropout_leaves_the_callers_global_random_state_alone():
+    method, data = noisy()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    run(method, data, Plan(3, 16))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_damaged_checkpoints_are_refused_before_use(tmp_path):
+    method, data = noisy()
+    run(method, data, Plan(2, 16), tmp_path)
+    file = snapshots(tmp_path)[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BadFile, match="not the file"):
+        run(method, data, Plan(4, 16), tmp_path)
+    file.write_bytes(whole)
+    (tmp_path / "checkpoint.json").write_text("[]")
+    with pytest.raises(BadFile):
+        load_checkpoint(tmp_path)
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("/tmp/explorer-should-not-exist", "w"))
+
+
+def test_optimizer_files_cannot_run_code(tmp_path):
+    save_checkpoint(tmp_path, {"step": 1}, {"w": torch.zeros(1)}, {"net": Payload()})
+    with pytest.raises(BadFile):
+        load_checkpoint(tmp_path)
+    from pathlib import Path
+
+    assert not Path("/tmp/explorer-should-not-exist").exists()
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"step": 1}, {"w": torch.ones(1)}, {})
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("explorer.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, {"step": 2}, {"w": torch.zeros(1)}, {})
+    assert load_checkpoint(tmp_path).info["step"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+class Exploding(Regression):
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def updates(self, batch, progress):
+        loss = self.nets["net"](batch.x0).square().mean()
+        yield Update(("net",), loss * math.nan if progress.step in self.bad else loss)
+
+
+def test_a_non_finite_update_is_skipped_and_counted():
+    method = Exploding({1})
+    seen = [(weights(method), None)]
+    for tick in train(method, Repeat(line()), Plan(3, tick_steps=1)):
+        seen.append((weights(method), tick.logs.get("skipped")))
+    assert torch.equal(seen[1][0], seen[2][0]) and not torch.equal(seen[2][0], seen[3][0])
+    assert [s for _, s in seen[1:]] == [0, 1, 0]
+
+
+def test_too_many_non_finite_updates_in_a_row_name_step_and_network():
+    with pytest.raises(NonFinite, match="'net'.*step 8") as caught:
+        run(Exploding(set(range(4, 20))), Repeat(line()), Plan(20, max_skips=4))
+    assert caught.value.step == 8
+
+
+def test_learning_rate_schedules():
+    at = lambda plan, n, f: plan.rate(Progress(0, n, f))  # noqa: E731
+    assert at(OptimizerPlan(lr=2.0, warmup_images=100), 25, 0.0) == 0.5
+    assert at(OptimizerPlan(lr=2.0, decay="linear", final=0.1), 0, 1.0) == pytest.approx(0.2)
+    assert at(OptimizerPlan(lr=2.0, decay="cosine"), 0, 0.5) == pytest.approx(1.0)
+    assert at(OptimizerPlan(lr=2.0, decay="inverse_sqrt", decay_images=100), 400, 0.5) == 1.0
+    assert Plan(5, optimizer=OptimizerPlan(clip=1.0)).to_dict()["optimizer"]["clip"] == 1.0
+
+
+def test_minutes_end_the_run_early():
+    ticks = run(Regression(), Repeat(line()), Plan(10**9, minutes=0.003))
+    assert ticks[-1].fraction == 1 and 0 < ticks[-1].step < 10**6
+
+
+def test_clipping_bounds_the_gradient_that_reaches_the_optimizer():
+    method = Regression()
+    state = _Run(method, Plan(1, optimizer=OptimizerPlan(clip=1e-3)))
+    seen = []
+    state.optimizers["net"].register_step_pre_hook(lambda *_: seen.extend(p.grad.norm() for p in method.parameters()))
+    state.one_step(line(), 0.0)
+    assert float(torch.stack(seen).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_shuffled_visits_every_image_equally_and_starts_anywhere():
+    data = Shuffled(torch.arange(10.0)[:, None], torch.arange(10), batch_size=4, seed=1)
+    flat = torch.cat([data.batch(i).labels for i in range(5)])
+    assert sorted(flat[:10].tolist()) == sorted(flat[10:].tolist()) == list(range(10))
+    assert flat[:10].tolist() != flat[10:].tolist()
+    stream = data.start(3)
+    assert torch.equal(next(stream).labels, flat[12:16])
+    shares = [Shuffled(data.x0, data.labels, batch_size=4, seed=1, rank=r, world=2) for r in (0, 1)]
+    for i in range(5):
+        both = torch.stack([s.batch(i).labels for s in shares], 1).reshape(-1)
+        assert torch.equal(both, flat[4 * i : 4 * i + 4])
+
+
+def test_two_processes_average_to_the_full_batch(tmp_path):
+    from torch import multiprocessing as mp
+
+    mp.start_processes(_worker, (str(tmp_path),), nprocs=2, start_method="fork")
+    method = Regression()
+    run(method, Repeat(line()), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
+    for rank in range(2):
+        theirs = torch.tensor(json.loads((tmp_path / f"{rank}.json").read_text()), dtype=torch.float64)
+        assert (theirs - weights(method)).abs().max() < 1e-12
+
+
+def _worker(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    method = Regression()
+    run(method, Repeat(line().chunk(2)[rank]), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
+    with open(f"{folder}/{rank}.json", "w") as stream:
+        json.dump(weights(method).tolist(), stream)
+    torch.distributed.destroy_process_group()
