@@ -1,0 +1,75 @@
+"""Self-attention over the pixels of a feature map, with a plain-maths switch for forward-mode derivatives.
+
+Legend: B batch, C channels, H W height width, L = H*W tokens, N heads, D features of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.errors import BadValue
+
+_PLAIN: ContextVar[bool] = ContextVar("plain_attention", default=False)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Inside this block attention is written out as matmul, softmax, matmul.
+
+    The fast kernels behind `scaled_dot_product_attention` may lack a forward-mode derivative; wrap `torch.func.jvp` in
+    this.
+    The switch belongs to the current thread (or task) only.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v.
+
+    Args:
+        q, k, v: (B, N, L, D).
+    Returns:
+        (B, N, L, D). Both forms agree to the rounding of the dtype.
+    """
+    if not _PLAIN.get():
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+class PixelAttention(nn.Module):
+    """Residual self-attention among the pixels of a feature map; sqrt(1/2) times the identity at initialisation.
+
+    Args:
+        channels: C, a multiple of `head_dim` or smaller than it.
+        head_dim: features per head.
+        groups: groups of the normalisation in front.
+    """
+
+    def __init__(self, channels: int, *, head_dim: int = 32, groups: int = 8):
+        super().__init__()
+        if channels > head_dim and channels % head_dim:
+            raise BadValue(f"attention cannot split {channels} channels into heads of {head_dim}; use a multiple.")
+        self.heads = max(1, channels // head_dim)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2)  # (B, 3C, L)
+        q, k, v = qkv.view(B, 3, self.heads, C // self.heads, H * W).transpose(-2, -1).unbind(1)  # each (B, N, L, D)
+        h = attend(q, k, v).transpose(-2, -1).reshape(B, C, H, W)
+        return (x + self.out(h)) * math.sqrt(0.5)

@@ -1,0 +1,63 @@
+"""How a network reads a noise level and a class label: sinusoids and a table, then a small MLP."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.errors import BadValue
+
+
+def sinusoids(noise: Tensor, n_features: int) -> Tensor:
+    """cos and sin of the noise coordinate at geometrically spaced frequencies from 8 down to 0.001 radians per unit.
+
+    The range suits both c_noise of order 1 (EDM, flow, trigflow) and of order 1000 (iDDPM), and the largest frequency
+    keeps time derivatives moderate, which objectives with a jvp need.
+
+    Args:
+        noise: (B,).
+        n_features: even.
+    Returns:
+        (B, n_features).
+    """
+    half = n_features // 2
+    exponents = torch.linspace(math.log(8.0), math.log(1e-3), half, dtype=noise.dtype, device=noise.device)
+    angles = noise[:, None] * exponents.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Embedding(nn.Module):
+    """Noise level and class label to one conditioning vector.
+
+    Args:
+        width: features of the result.
+        n_classes: 0 for an unconditional network; otherwise the table has one more row, the null class.
+    """
+
+    def __init__(self, width: int, n_classes: int):
+        super().__init__()
+        if width % 2:
+            raise BadValue(f"the embedding width must be even, got {width}.")
+        self.width, self.n_classes = width, n_classes
+        self.noise = nn.Linear(width, width)
+        self.table = nn.Embedding(n_classes + 1, width) if n_classes else None
+        self.out = nn.Linear(width, width)
+
+    def forward(self, noise: Tensor, cond: Tensor | None) -> Tensor:
+        """(B, width) from noise (B,) and labels (B,); (1, width) when noise has length 1 and nothing else varies.
+
+        Args:
+            noise: (B,) or (1,).
+            cond: (B,) int64, -1 for the null class; None is the null class throughout.
+        """
+        h = self.noise(sinusoids(noise, self.width))
+        if self.table is not None:
+            null = self.n_classes
+            rows = noise.new_full((1,), null, dtype=torch.int64) if cond is None else torch.where(cond < 0, null, cond)
+            h = h + self.table(rows)
+        elif cond is not None and bool((cond >= 0).any()):
+            raise BadValue("this network has no classes (n_classes=0) but was given labels; pass cond=None.")
+        return F.silu(self.out(F.silu(h)))

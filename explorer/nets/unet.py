@@ -1,0 +1,206 @@
+"""U-Net of the EDM family for small images, with one explicit scale per skip connection.
+
+Legend: B batch, C channels, H W height width, E embedding features.
+
+    x -> conv -> level 0 -> down -> level 1 -> ... -> middle -> ... -> level 1 -> up -> level 0 -> norm, conv
+    every encoder output is a skip; every decoder block reads concat[x, skip], last stored first.
+
+Sources: residual blocks with sqrt(1/2), adaptive scale and shift after the second norm, decoder input [x, skip]: the
+ADM and DDPM++ networks as used by Karras et al. 2022, arXiv 2206.00364. Skip scales: Ma et al. 2024, arXiv 2402.15170.
+We resample by 2x2 convolutions instead of whole residual blocks, which would be most of the cost at 8x8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.errors import BadValue
+from explorer.nets.attention import PixelAttention
+from explorer.nets.embedding import Embedding
+
+DIGITS_UNET = {"shape": [1, 8, 8], "channels": 32, "mult": [1, 2, 2], "blocks": [0, 1, 1]}
+
+
+def _groups(channels: int) -> int:
+    """Largest number of groups up to 32 that divides the channels and leaves at least 4 in each."""
+    return next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+
+
+class ResBlock(nn.Module):
+    """(shortcut(x) + conv(film(norm(conv(norm(x)))))) sqrt(1/2), SiLU after each norm.
+
+    The shortcut is a 1x1 convolution whenever the number of channels changes. In a decoder block it always does, and it
+    must: where groups align with the concatenation, the norm in front exactly undoes a scale on the skip channels, and
+    the shortcut is all that sees it (arXiv 2402.15170).
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_emb: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_groups(n_in), n_in)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.film = nn.Linear(n_emb, 2 * n_out)
+        self.norm2 = nn.GroupNorm(_groups(n_out), n_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        quiet = not torch.is_grad_enabled()
+        h = self.conv1(F.silu(self.norm1(x), inplace=quiet))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)  # (B or 1, C, 1, 1)
+        h = torch.addcmul(shift, self.norm2(h), scale + 1)
+        h = self.conv2(self.dropout(F.silu(h, inplace=quiet)))
+        return (self.shortcut(x) + h) * math.sqrt(0.5)
+
+
+class UNet(nn.Module):
+    """Noisy image, noise level, label -> image of the same shape (a raw network output: no diffusion in here).
+
+    Args:
+        shape: (C, H, W); H and W divisible by 2 ** (number of levels - 1).
+        channels: width at full resolution, before `mult`.
+        mult: width multiplier of each level, full resolution first.
+        blocks: residual blocks in the encoder of each level (one number, or one per level); the decoder has one more.
+        attention: heights (in pixels) at which the blocks are followed by self-attention.
+        n_emb: features of the embedding of noise and class; default 4 * channels.
+        n_classes: 0 for unconditional.
+        dropout: inside the residual blocks, in training mode only.
+
+    Attributes:
+        config: the constructor's arguments as plain JSON; `UNet(**net.config)` has the same layout.
+        skip_names: one name per skip connection, numbered from the lowest resolution up, e.g. "2x2_block0".
+        n_skips: their number; 0 < n_skips.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (1, 8, 8),
+        channels: int = 32,
+        mult: Sequence[float] = (1, 2),
+        blocks: int | Sequence[int] = 2,
+        attention: Sequence[int] = (),
+        n_emb: int | None = None,
+        n_classes: int = 0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        depths = [blocks] * len(mult) if isinstance(blocks, int) else list(blocks)
+        n_colours, height, width = shape
+        factor = 2 ** (len(mult) - 1)
+        if len(depths) != len(mult):
+            raise BadValue(f"blocks={blocks!r} must be one number or one per level of mult={list(mult)!r}.")
+        if height % factor or width % factor:
+            raise BadValue(f"{len(mult)} levels need a height and width divisible by {factor}, got {height}x{width}.")
+        heights = [height >> level for level in range(len(mult))]
+        if not set(attention) <= set(heights):
+            raise BadValue(f"attention={list(attention)!r} names heights the network does not have: {heights}.")
+        self.shape = (n_colours, height, width)
+        n_emb = n_emb or 4 * channels
+        self.config = {
+            "shape": list(self.shape),
+            "channels": channels,
+            "mult": list(mult),
+            "blocks": depths,
+            "attention": list(attention),
+            "n_emb": n_emb,
+            "n_classes": n_classes,
+            "dropout": dropout,
+        }
+        self.n_classes = n_classes
+        widths = [round(channels * m) for m in mult]
+
+        def block(n_in: int, level: int) -> nn.ModuleList:
+            parts: list[nn.Module] = [ResBlock(n_in, widths[level], n_emb, dropout)]
+            if heights[level] in attention:
+                parts.append(PixelAttention(widths[level], groups=_groups(widths[level])))
+            return nn.ModuleList(parts)
+
+        self.embedding = Embedding(n_emb, n_classes)
+        self.stem = nn.Conv2d(n_colours, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList()  # per level
+        self.down = nn.ModuleList()
+        self.decoder = nn.ModuleList()  # per level, full resolution first, as the encoder
+        self.up = nn.ModuleList()
+        for level, (n, depth) in enumerate(zip(widths, depths, strict=True)):
+            self.encoder.append(nn.ModuleList(block(n, level) for _ in range(depth)))
+            self.decoder.append(nn.ModuleList(block(2 * n, level) for _ in range(depth + 1)))
+            if level + 1 < len(widths):
+                self.down.append(nn.Conv2d(n, widths[level + 1], 2, stride=2))
+                self.up.append(nn.ConvTranspose2d(widths[level + 1], n, 2, stride=2))
+        self.middle = block(widths[-1], len(widths) - 1)
+        self.norm = nn.GroupNorm(_groups(widths[0]), widths[0])
+        self.out = nn.Conv2d(widths[0], n_colours, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.skip_names = tuple(
+            f"{height >> level}x{width >> level}_block{i}"
+            for level in reversed(range(len(mult)))
+            for i in range(depths[level] + 1)
+        )
+        self.n_skips = len(self.skip_names)
+
+    def forward(
+        self, x: Tensor, noise: Tensor, cond: Tensor | None = None, skip_scale: Tensor | Sequence[float] | None = None
+    ) -> Tensor:
+        """The network output for each image.
+
+        Args:
+            x: (B, C, H, W).
+            noise: (B,), or (1,) to embed one level for the whole batch.
+            cond: (B,) int64 labels, -1 for the null class; None is the null class throughout.
+            skip_scale: (n_skips,) or (B, n_skips), in the order of `skip_names`; None leaves the skips untouched, which
+                is bitwise the same as ones.
+        Returns:
+            (B, C, H, W).
+        """
+        if x.shape[1:] != self.shape:
+            raise BadValue(f"this network reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
+        scales = self._scales(skip_scale, x)
+        emb = self.embedding(noise, cond)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                h = self.down[level - 1](h)
+                skips.append(h)
+            for block in blocks:
+                h = _run(block, h, emb)
+                skips.append(h)
+        h = _run(self.middle, h, emb)
+        i = 0
+        for level in reversed(range(len(self.decoder))):
+            for block in self.decoder[level]:
+                skip = skips.pop() if scales is None else skips.pop() * scales[i]
+                h = _run(block, torch.cat([h, skip], dim=1), emb)
+                i += 1
+            if level:
+                h = self.up[level - 1](h)
+        return self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+
+    def _scales(self, skip_scale: Tensor | Sequence[float] | None, x: Tensor) -> list[Tensor] | None:
+        """One (1 or B, 1, 1, 1) tensor per skip, bottom to top."""
+        if skip_scale is None:
+            return None
+        scale = torch.as_tensor(skip_scale, dtype=x.dtype, device=x.device)
+        if scale.shape not in ((self.n_skips,), (len(x), self.n_skips)):
+            raise BadValue(
+                f"skip_scale must have shape ({self.n_skips},) or ({len(x)}, {self.n_skips}), got "
+                f"{tuple(scale.shape)}; the skips are {', '.join(self.skip_names)}."
+            )
+        return list(scale.view(-1, self.n_skips, 1, 1, 1).unbind(1))
+
+
+def _run(block: nn.ModuleList, h: Tensor, emb: Tensor) -> Tensor:
+    h = block[0](h, emb)
+    for attention in block[1:]:
+        h = attention(h)
+    return h
