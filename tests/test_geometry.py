@@ -291,7 +291,7 @@ def test_feature_dimensions_are_flattened_and_input_precision_is_raised():
 
 @pytest.mark.parametrize(
     ("t", "words"),
-    [([0.0, 0.5, 0.4], "monotone"), ([0.0], "at least two"), ([0.0, 0.1, 0.2, 0.3], "time points")],
+    [([0.0, 0.5, 0.4], "strictly"), ([0.0], "at least two"), ([0.0, 0.1, 0.2, 0.3], "time points")],
 )
 def test_bad_times_are_refused(t, words):
     with pytest.raises(BadValue, match=words):

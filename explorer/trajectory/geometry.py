@@ -333,8 +333,8 @@ def line_crossings(start: Tensor, end: Tensor, *, chunk: int = 512) -> Crossings
     start, end = flat(start, 1), flat(end, 1)
     if start.shape != end.shape or start.shape[1] != 2:
         raise BadValue(
-            f"crossings of lines are counted in the plane: start and end must be (samples, 2), got {tuple(start.shape)} "
-            f"and {tuple(end.shape)}. In more dimensions use neighbour_conflict."
+            f"crossings of lines are counted in the plane: start and end must be (samples, 2), "
+            f"got {tuple(start.shape)} and {tuple(end.shape)}. In more dimensions use neighbour_conflict."
         )
 
     def cross(a: Tensor, b: Tensor) -> Tensor:
