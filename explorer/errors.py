@@ -42,7 +42,9 @@ class MissingExtra(ExplorerError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, needed_for: str):
-        super().__init__(f"{needed_for} needs {package}, which is not installed: pip install 'trajectory-explorer[{extra}]'")
+        super().__init__(
+            f"{needed_for} needs {package}, which is not installed: pip install 'trajectory-explorer[{extra}]'"
+        )
 
 
 class NonFinite(ExplorerError, FloatingPointError):

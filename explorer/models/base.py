@@ -161,7 +161,9 @@ class Preconditioned(Denoiser):
 
     def _raw(self, x_t: Tensor, t: Time, cond: Cond, skip_scale: Tensor | None) -> Tensor:
         if cond is not None and self.n_classes == 0:
-            raise BadValue(f"model {self.name or type(self.net).__name__!r} is unconditional, but class labels were given")
+            raise BadValue(
+                f"model {self.name or type(self.net).__name__!r} is unconditional, but class labels were given"
+            )
         _, _, c_in, c_noise = self.precondition.at(t, self.path)
         dtype = self.dtype
         if isinstance(t, Tensor):

@@ -46,7 +46,9 @@ class Moved(Denoiser):
         own = self.base.path.time_at(self.path.ratio_at(t))
         alpha = self.path.at(t)[0]
         if alpha == 0.0:
-            raise BadValue(f"time {t} of {self.path} is pure noise (alpha = 0): {self.name!r} on {self.base.path} has no such state")
+            raise BadValue(
+                f"time {t} of {self.path} is pure noise (alpha = 0): {self.name!r} on {self.base.path} has no such state"
+            )
         scale = self.base.path.at(own)[0] / alpha
         return self.base.denoise(x_t if scale == 1.0 else x_t * scale, own, cond), "x0"
 
@@ -65,7 +67,13 @@ class Guided(Denoiser):
     al. 2024, arXiv 2404.07724.
     """
 
-    def __init__(self, base: Denoiser, scale: float, guide: Denoiser | None = None, interval: tuple[float, float] = (0.0, math.inf)):
+    def __init__(
+        self,
+        base: Denoiser,
+        scale: float,
+        guide: Denoiser | None = None,
+        interval: tuple[float, float] = (0.0, math.inf),
+    ):
         super().__init__()
         if guide is None and base.n_classes == 0:
             raise BadValue(
@@ -100,7 +108,9 @@ class Guided(Denoiser):
 
     def predict(self, x_t, t, cond=None):
         if self.guide is None and cond is None and self.scale != 1.0:
-            raise BadValue(f"guidance {self.scale:g} needs class labels for the samples; give cond, or set guidance to 1")
+            raise BadValue(
+                f"guidance {self.scale:g} needs class labels for the samples; give cond, or set guidance to 1"
+            )
         if not isinstance(t, Tensor):
             positive = self.base.denoise(x_t, t, cond)
             if not self._acts(t):
@@ -147,7 +157,9 @@ class SkipTuned(Denoiser):
     ):
         super().__init__()
         if base.n_skips == 0 or not isinstance(base, Preconditioned):
-            raise BadValue(f"skip-tuning needs a U-Net with skip connections, and {base.name or type(base).__name__!r} has none")
+            raise BadValue(
+                f"skip-tuning needs a U-Net with skip connections, and {base.name or type(base).__name__!r} has none"
+            )
         scales = skip_schedule(base.n_skips, rho_bottom, rho_top) if scales is None else [float(s) for s in scales]
         if len(scales) != base.n_skips:
             raise BadValue(f"{base.name!r} has {base.n_skips} skip connections, got {len(scales)} coefficients")
@@ -179,6 +191,3 @@ class SkipTuned(Denoiser):
 
     def _as(self, kind: Kind, x_t, t, cond):
         return self.base._as(kind, x_t, t, cond, skip_scale=self._scale(x_t, t))
-
-
-

@@ -15,7 +15,7 @@ from explorer.process.precondition import (
 from explorer.process.times import LogitNormal, LogNormal, LogUniform, TimeDistribution, Uniform, UShaped
 
 __all__ = [
-    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition", "Kind",
-    "Linear", "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution", "Trig", "TrigFlowPrecondition",
-    "UShaped", "Uniform", "VPrecondition", "like",
+    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture",
+    "IDDPMPrecondition", "Kind", "Linear", "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution",
+    "Trig", "TrigFlowPrecondition", "UShaped", "Uniform", "VPrecondition", "like",
 ]  # fmt: skip

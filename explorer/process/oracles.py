@@ -33,7 +33,9 @@ class GaussianMixture(nn.Module):
         BadValue: shapes that do not match, negative weights or widths, covariances that are not positive semi-definite.
     """
 
-    def __init__(self, means: Tensor, stds: Number | None = None, *, covs: Tensor | None = None, weights=None, labels=None):
+    def __init__(
+        self, means: Tensor, stds: Number | None = None, *, covs: Tensor | None = None, weights=None, labels=None
+    ):
         super().__init__()
         means = torch.as_tensor(means, dtype=torch.float64)
         if means.ndim < 2:
@@ -152,7 +154,9 @@ class GaussianMixture(nn.Module):
         mean = torch.einsum("bk,bkd->bd", r, centre)
         return (r * (within + ((centre - mean[:, None]) ** 2).sum(-1))).sum(1)
 
-    def posterior_sample(self, x: Tensor, alpha: Number, sigma: Number, generator: torch.Generator | None = None) -> Tensor:
+    def posterior_sample(
+        self, x: Tensor, alpha: Number, sigma: Number, generator: torch.Generator | None = None
+    ) -> Tensor:
         """One draw of x0 given x_t = x for each row, (B, *shape)."""
         joint, _, _ = self._joint(x, alpha, sigma, None)
         k = torch.multinomial(joint.softmax(dim=1), 1, generator=generator)[:, 0]
@@ -178,7 +182,9 @@ class GaussianMixture(nn.Module):
         keep = torch.isin(self.labels, wanted)
         shaped = self.means[keep].reshape(-1, *self.shape)
         if self.axes is None:
-            return GaussianMixture(shaped, self.variances[keep].sqrt(), weights=self.log_weights[keep].exp(), labels=self.labels[keep])
+            return GaussianMixture(
+                shaped, self.variances[keep].sqrt(), weights=self.log_weights[keep].exp(), labels=self.labels[keep]
+            )
         covs = torch.einsum("kid,kd,kjd->kij", self.axes[keep], self.variances[keep], self.axes[keep])
         return GaussianMixture(shaped, covs=covs, weights=self.log_weights[keep].exp(), labels=self.labels[keep])
 
@@ -202,7 +208,11 @@ class GaussianMixture(nn.Module):
         else:
             a3, s3 = like(alpha, flat[:, None]), like(sigma, flat[:, None])
             offset = torch.einsum("kid,bki->bkd", self.axes.to(x.dtype), flat[:, None] - a3 * means)
-            var = (a3**2 * v + s3**2).expand(len(flat), -1, -1) if isinstance(a3 * s3, Tensor) else (a3 * a3 * v + s3 * s3)[None]
+            var = (
+                (a3**2 * v + s3**2).expand(len(flat), -1, -1)
+                if isinstance(a3 * s3, Tensor)
+                else (a3 * a3 * v + s3 * s3)[None]
+            )
             var = var.expand(len(flat), self.n_components, self.dim)
             log = -0.5 * (offset**2 / var).sum(-1) - 0.5 * (2 * math.pi * var).log().sum(-1)
         log = log + self.log_weights.to(x.dtype)
@@ -214,6 +224,8 @@ class GaussianMixture(nn.Module):
                 raise BadValue(f"classes must be among 0..{self.n_classes - 1}, got {cond.tolist()[:8]}")
             log = log.masked_fill(~allowed, -math.inf)  # unnormalised over the class: fine for the softmax
             if (cond >= 0).any():
-                mass = torch.logsumexp(self.log_weights.to(x.dtype).expand_as(log).masked_fill(~allowed, -math.inf), 1, keepdim=True)
+                mass = torch.logsumexp(
+                    self.log_weights.to(x.dtype).expand_as(log).masked_fill(~allowed, -math.inf), 1, keepdim=True
+                )
                 log = log - mass
         return log, offset, var

@@ -224,7 +224,9 @@ class CosineVP(Path):
         return 0.5 * math.pi * self.offset / (1 + self.offset)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return (self._u(t).cos() / math.cos(self._u0)).clamp_min(0.0) * (t < self.t_max)  # cos(pi/2) is 6e-17 in float64
+        return (self._u(t).cos() / math.cos(self._u0)).clamp_min(0.0) * (
+            t < self.t_max
+        )  # cos(pi/2) is 6e-17 in float64
 
     def sigma(self, t: Tensor) -> Tensor:
         # 1 - (cos u / cos u0)^2 = sin(u - u0) sin(u + u0) / cos^2 u0, free of cancellation at small t

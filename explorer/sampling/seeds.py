@@ -1,0 +1,53 @@
+"""One random generator per sample, so that a picture depends on its seed and not on its batch, its place in it, or the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from explorer.errors import BadValue
+
+
+class Seeds:
+    """A batch of integer seeds, each with its own stream of normal numbers.
+
+    Args:
+        ids: non-negative integers below 2**63; repeated ones give identical samples.
+    Draws are made on the CPU, sample by sample, and moved to the device afterwards: the same seed gives the same noise everywhere.
+    Each call of `normal` takes the *next* numbers of every stream; `fresh()` starts them again.
+    """
+
+    def __init__(self, ids: Iterable[int]):
+        self.ids = tuple(int(i) for i in ids)
+        if any(not 0 <= i < 2**63 for i in self.ids):
+            raise BadValue("seeds must be integers from 0 to 2**63 - 1")
+        self._generators: list[torch.Generator] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice) -> Seeds:
+        """A fresh `Seeds` of a slice of the ids."""
+        return Seeds(self.ids[which])
+
+    def __repr__(self) -> str:
+        return f"Seeds({self.ids[0]}..{self.ids[-1]}, n={len(self)})" if self.ids else "Seeds()"
+
+    def fresh(self) -> Seeds:
+        """The same seeds at the start of their streams."""
+        return Seeds(self.ids)
+
+    def normal(self, shape: tuple[int, ...], device=None, dtype=torch.float64) -> Tensor:
+        """Standard normal numbers (n, *shape): the next ones of each sample's stream."""
+        if self._generators is None:
+            self._generators = [torch.Generator().manual_seed(i) for i in self.ids]
+        out = torch.empty(len(self), *shape, dtype=torch.float64)
+        for row, generator in zip(out, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return out.to(device=device, dtype=dtype)
+
+    def labels(self, n_classes: int, device=None) -> Tensor:
+        """Class seed mod n_classes of each sample, (n,) int64: balanced over consecutive seeds."""
+        return torch.tensor([i % n_classes for i in self.ids], dtype=torch.int64, device=device)

@@ -1,0 +1,140 @@
+"""The step loop, what a solver is, and how a run is watched.
+
+A solver is `init` and `step` on explicit state, so anybody can step by hand; the loop belongs to nobody in particular. Times are Python
+floats of the model's own path, decreasing from noise to data; the state is float64 where the caller made it so.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from explorer.errors import NonFinite
+from explorer.models.base import Cond, Denoiser, affine
+from explorer.process.paths import Path
+from explorer.sampling.seeds import Seeds
+
+
+class Step(NamedTuple):
+    """What one step did. Of `slope` and `denoised` the solver fills what it computed; `slope_of` and `denoised_of` give either."""
+
+    x: Tensor  # state after the step, (B, *shape)
+    slope: Tensor | None  # velocity at (x_from, t_from)
+    denoised: Tensor | None  # E[x0 | x_from] at t_from
+    state: Any  # what the solver carries to the next step
+    error: Tensor | None = None  # embedded local error estimate, where the method has one
+    t_from: float | None = None  # where the step really started, if a stochastic solver raised the noise first
+    x_from: Tensor | None = None
+
+
+class Solver(ABC):
+    """One way to take a step. Finals are frozen dataclasses without hidden state.
+
+    Attributes:
+        order: global order of accuracy in the step size, measured by a test.
+        nfe_formula: network evaluations for N steps ending at data, for a human.
+    """
+
+    order: ClassVar[int]
+    nfe_formula: ClassVar[str]
+
+    def init(self, model: Denoiser, x: Tensor, times: Sequence[float]) -> Any:
+        """State before the first step; `times` is the whole grid."""
+        return None
+
+    @abstractmethod
+    def step(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        state: Any,
+        *,
+        cond: Cond = None,
+        rng: Seeds | None = None,
+    ) -> Step:
+        """From (x, t) to t_next."""
+
+    @abstractmethod
+    def eval_times(self, times: Sequence[float], path: Path) -> list[float]:
+        """The times at which a run over this grid asks the model, in order; their number is the promised cost."""
+
+    def n_evals(self, n_steps: int) -> int:
+        """Model evaluations per sample for n_steps ending at data; guidance multiplies it where it acts."""
+        from explorer.process.paths import EDM
+
+        return len(self.eval_times([float(i) for i in range(n_steps, -1, -1)], EDM()))
+
+
+Observer = Callable[[int, float, float, Tensor, Step], None]
+"""observe(i, t, t_next, x before the step, step): called after every step; it must not change what it is given."""
+
+
+def solve(
+    model: Denoiser,
+    solver: Solver,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    cond: Cond = None,
+    rng: Seeds | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """The state at the last time, (B, *shape), starting from x at the first.
+
+    Gradients flow when the caller has them enabled; wrap in `torch.inference_mode()` for plain sampling.
+    Raises:
+        NonFinite: NaN or infinity appeared; names the first such step and the samples, and keeps the final state.
+    """
+    state = solver.init(model, x, times)
+    sums = []  # one number per step instead of a device synchronisation
+    for i in range(len(times) - 1):
+        step = solver.step(model, x, times[i], times[i + 1], state, cond=cond, rng=rng)
+        if observe is not None:
+            observe(i, times[i], times[i + 1], x, step)
+        x, state = step.x, step.state
+        sums.append(x.sum())
+    _check_finite(x, sums, times, solver)
+    return x
+
+
+def _check_finite(x: Tensor, sums: list[Tensor], times: Sequence[float], solver: Solver) -> None:
+    if torch.isfinite(sums[-1]):
+        return
+    bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()[:, 0].tolist()
+    if not bad:  # the sum overflowed, not the samples
+        return
+    first = int((~torch.isfinite(torch.stack(sums))).nonzero()[0, 0])
+    shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    raise NonFinite(
+        f"NaN or infinity at step {first + 1} of {len(sums)} (from t = {times[first]:.4g} to {times[first + 1]:.4g}, "
+        f"{type(solver).__name__}) in {len(bad)} of {len(x)} samples (positions {shown}); "
+        "try a smaller sigma_max, a larger sigma_min, or guidance and skip scales nearer 1",
+        step=first,
+        samples=bad,
+        t=times[first],
+        kept=x,
+    )
+
+
+def slope_of(path: Path, x: Tensor, t: float, step: Step) -> Tensor:
+    """The velocity at the start of a step (after any added noise), from whatever the solver computed."""
+    if step.slope is not None:
+        return step.slope
+    x, t = (x if step.x_from is None else step.x_from), (t if step.t_from is None else step.t_from)
+    a, b = path.convert("x0", "velocity", t)
+    return affine(a, x, b, step.denoised)
+
+
+def denoised_of(path: Path, x: Tensor, t: float, step: Step) -> Tensor:
+    """E[x0 | x] at the start of a step (after any added noise), from whatever the solver computed."""
+    if step.denoised is not None:
+        return step.denoised
+    x, t = (x if step.x_from is None else step.x_from), (t if step.t_from is None else step.t_from)
+    a, b = path.convert("velocity", "x0", t)
+    return affine(a, x, b, step.slope)
