@@ -76,7 +76,7 @@ class Estimate:
 
 
 def plus_minus(value: float, std_error: float) -> str:
-    """Text like "0.42 ± 0.06": the error with two significant digits (one digit from 3 up), the value to the same place."""
+    """Text like "0.42 ± 0.06": one or two digits of the error, the value to the same place."""
     if not math.isfinite(std_error):
         return f"{value:.4g} ± ?"
     if std_error == 0:
