@@ -166,7 +166,8 @@ def test_a_network_without_gradient_is_named(constant):
 def test_micro_batches_that_disagree_are_refused():
     class Data(Three):
         def updates(self, batch, progress):
-            yield Update(("fake" if batch.x0.mean() > 0 else "disc",), self.nets["disc"](self.nets["fake"](batch.x0)).mean())
+            name = "fake" if batch.x0.mean() > 0 else "disc"
+            yield Update((name,), self.nets["disc"](self.nets["fake"](batch.x0)).mean())
 
     data = Repeat(Batch(torch.cat([torch.ones(2, 2), -torch.ones(2, 2)])))
     with pytest.raises(ExplorerError, match="micro-batches must yield alike.*fake.*disc"):
@@ -189,7 +190,7 @@ def test_exponential_ema_follows_its_closed_form():
 
 
 def test_power_ema_of_the_step_index_is_the_mean_of_its_profile():
-    # phi averages theta(tau) = tau with density ~ tau^gamma on [0, t]: mean (gamma + 1)/(gamma + 2) t, relative width sigma_rel.
+    # theta(tau) = tau under the density ~ tau^gamma on [0, t]: mean (gamma + 1)/(gamma + 2) t, std sigma_rel t.
     gamma, average, square = power_gamma(0.1), 0.0, 0.0
     for step in range(1, 20_001):
         beta = power_beta(step, gamma)

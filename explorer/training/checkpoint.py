@@ -1,8 +1,8 @@
 """Checkpoints that survive a crash and cannot run code.
 
-Weights are safetensors; optimizer state is a torch file read with `weights_only=True`. Both carry the step in their names
-and are complete before `checkpoint.json`, which names them with their hashes, is replaced: a reader sees the old pair or
-the new one.
+Weights are safetensors; optimizer state is a torch file read with `weights_only=True`. Both carry the step in their
+names and are complete before `checkpoint.json`, which names them with their hashes, is replaced: a reader sees the old
+pair or the new one.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def load_checkpoint(run_dir: Path) -> Checkpoint | None:
         weights_file, optim_file = (index.parent / Path(name).name for name in files)
         for file, expected in zip((weights_file, optim_file), files.values(), strict=True):
             if not file.exists() or sha256(file) != expected:
-                raise BadFile(f"{file} is missing or not the file that {index.name} recorded; start over in a new folder.")
+                raise BadFile(f"{file} is missing or not the file that {index.name} recorded; use a new folder.")
         return Checkpoint(info, load_file(weights_file), torch.load(optim_file, map_location="cpu", weights_only=True))
     except BadFile:
         raise

@@ -28,7 +28,7 @@ class Tick(NamedTuple):
 
     Attributes:
         step, n_images, fraction: how far the run is, after the last step; `fraction` is 1 at its end.
-        logs: means since the last tick: "loss/NET", "grad_norm/NET", "lr/NET", a count "skipped", and the method's own.
+        logs: means since the last tick: "loss/NET", "grad_norm/NET", "lr/NET", the method's own; a count "skipped".
         method: with the raw networks.
         emas: EMA name -> network name -> averaged network, e.g. `method.export(tick.emas["ema"])`.
         seconds: training time so far, resumed parts included.
@@ -90,9 +90,11 @@ def train(method: Method, data: Iterable[Any], plan: Plan, run_dir: Path | str |
         if done or (run.step % plan.tick_steps == 0 and run.step != ticked):
             ticked = run.step
             logs = run.take_logs()
-            tick = Tick(run.step, run.n_images, fraction(), logs, method, run.averages, run.seconds)
+            at = run.step, run.n_images, fraction()
+            tick = Tick(*at, logs, method, run.averages, run.seconds)
             if run_dir is not None and _rank() == 0 and tick.step > resumed:
-                log.write({"step": tick.step, "n_images": tick.n_images, "seconds": round(tick.seconds, 3), **tick.logs})
+                spent = round(tick.seconds, 3)
+                log.write({"step": tick.step, "n_images": tick.n_images, "seconds": spent, **tick.logs})
             paused = time.monotonic()
             yield tick
             started += time.monotonic() - paused  # the caller's evaluation is not training time
@@ -171,8 +173,8 @@ class _Run:
                 self._check(on)
             elif on != first:
                 raise ExplorerError(
-                    f"micro-batches must yield alike: at step {self.step} the first yielded {first}, number {i} yielded "
-                    f"{on}. Let the choice of update depend on progress, not on data."
+                    f"micro-batches must yield alike: at step {self.step} the first yielded {first}, number {i} "
+                    f"yielded {on}. Let the choice of update depend on progress, not on data."
                 )
             if update is None:
                 continue

@@ -34,8 +34,8 @@ class Progress:
         step: index of the step, from 0.
         n_images: images seen so far.
         fraction: of the planned length (or time budget) that is spent, in [0, 1].
-        generator: source of this step's randomness, on the method's device. It is seeded by (seed, step, micro-batch), so
-            a resumed run draws what the uninterrupted one would have drawn.
+        generator: source of this step's randomness, on the method's device. It is seeded by (seed, step, micro-batch),
+            so a resumed run draws what the uninterrupted one would have drawn.
     """
 
     step: int
@@ -47,12 +47,12 @@ class Progress:
 class Method(nn.Module, ABC):
     """The losses of a paper, in the order in which they are applied.
 
-    `nets` holds what optimizers and EMA may touch; its names are the checkpoint keys. Frozen teachers, target copies and
-    encoders are ordinary attributes: saved with the method, never stepped.
+    `nets` holds what optimizers and EMA may touch; its names are the checkpoint keys. Frozen teachers, target copies
+    and encoders are ordinary attributes: saved with the method, never stepped.
 
-    `updates` yields one `Update` after another. Code after a `yield` runs after that optimizer has stepped. No graph may
-    cross a yield: compute each loss from the current weights. Micro-batches run in lockstep, so what is yielded may depend
-    on `progress` but not on the data.
+    `updates` yields one `Update` after another. Code after a `yield` runs after that optimizer has stepped. No graph
+    may cross a yield: compute each loss from the current weights. Micro-batches run in lockstep, so what is yielded may
+    depend on `progress` but not on the data.
     """
 
     nets: nn.ModuleDict

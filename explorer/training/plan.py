@@ -20,7 +20,8 @@ class OptimizerPlan:
         lr: peak learning rate.
         betas, eps, weight_decay: as in torch; `weight_decay` is decoupled (AdamW).
         warmup_images: linear rise from 0 over this many images.
-        decay: shape of the fall over the whole run, from 1 to `final`; "inverse_sqrt" is 1/sqrt(max(n_images / decay_images, 1)).
+        decay: shape of the fall over the whole run, from 1 to `final`; "inverse_sqrt" is instead
+            1/sqrt(max(n_images / decay_images, 1)).
         final: factor left at the end of a cosine or linear decay.
         decay_images: reference of "inverse_sqrt".
         clip: largest gradient norm per network; None for no clipping.
@@ -45,7 +46,7 @@ class OptimizerPlan:
             raise BadValue("inverse_sqrt decay needs decay_images >= 1.")
 
     def rate(self, progress: Progress, n_after: int | None = None) -> float:
-        """Learning rate of a step; `n_after` counts the images including that step, so that warm-up does not begin at 0."""
+        """Learning rate of a step; `n_after` counts the images with that step, so that warm-up does not begin at 0."""
         seen = progress.n_images if n_after is None else n_after
         factor = min(seen / self.warmup_images, 1.0) if self.warmup_images else 1.0
         if self.decay == "cosine":
@@ -66,7 +67,7 @@ class EmaPlan:
         half_life: images after which a weight's share has halved.
         ramp_up: the half-life is at most this share of the images seen; None for no ramp-up.
         sigma_rel: relative width of the power-function profile, e.g. 0.10; the profile then grows with the run.
-    Source: Karras et al. 2022, arXiv 2206.00364 (exponential with ramp-up); Karras et al. 2023, arXiv 2312.02696, Sec. 3.1.
+    Source: Karras et al. 2022, arXiv 2206.00364 (exponential with ramp-up); Karras et al. 2023, arXiv 2312.02696.
     """
 
     name: str = "ema"
@@ -92,8 +93,8 @@ class Plan:
         optimizer: for every network not named in `optimizers`.
         emas: averages kept of every trained network.
         seed: of everything random in training.
-        minutes: optional wall-clock budget; progress is then the larger of the two fractions, so the learning rate still
-            completes its decay. A run cut by time is not reproducible bit for bit.
+        minutes: optional wall-clock budget; progress is then the larger of the two fractions, so the learning rate
+            still completes its decay. A run cut by time is not reproducible bit for bit.
         tick_steps: steps between two ticks (and log lines).
         checkpoint_steps: steps between two checkpoints; 0 for one at the end only.
         keep: newest checkpoints to keep; None keeps all.
