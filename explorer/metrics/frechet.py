@@ -163,7 +163,7 @@ def _symmetric(cov: np.ndarray) -> np.ndarray:
 
 
 class Spectrum(NamedTuple):
-    """s (R,): square roots of the eigenvalues of S2^(1/2) S1 S2^(1/2); clipped: negative mass set to zero, as s."""
+    """s (R,): square roots of the eigenvalues of S2^(1/2) S1 S2^(1/2); clipped: negative mass set to zero (round-off: 1e-8)."""
 
     s: np.ndarray
     clipped: float
@@ -185,12 +185,13 @@ def _spectrum_from(eigenvalues: np.ndarray, cov1: np.ndarray, root2: Factor) -> 
         return Spectrum(eigenvalues, root2.clipped)
     noise = 4 * EPS * max(float(eigenvalues[-1]), 0.0)
     s = np.sqrt(np.maximum(eigenvalues, 0.0))
+    clipped = float(np.sqrt(np.maximum(-eigenvalues, 0.0)).sum()) + root2.clipped
     uncertain = float((noise / (2 * np.maximum(s, math.sqrt(noise) + 1e-300))).sum())
     if uncertain > 1e-9 * (np.trace(cov1) + root2.trace):
         root1 = factor(cov1)
         s = _svdvals(_matmul(np.ascontiguousarray(root1.matrix.T), root2.matrix))
-        return Spectrum(s[::-1], root1.clipped + root2.clipped)
-    return Spectrum(s, float(np.sqrt(np.maximum(-eigenvalues, 0.0)).sum()) + root2.clipped)
+        return Spectrum(s[::-1], clipped)
+    return Spectrum(s, clipped)
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray | Factor) -> float:
