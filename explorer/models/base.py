@@ -6,6 +6,7 @@ state in the solver's dtype, network in its own) or a tensor (B,) (training, arb
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -42,17 +43,23 @@ class Denoiser(nn.Module, ABC):
     name: str = ""
     n_skips: int = 0
 
+    def __init__(self):
+        super().__init__()
+        self._calls = [0]  # a list: assigning an attribute of a Module costs microseconds in the inner loop
+
     @abstractmethod
     def predict(self, x_t: Tensor, t: Time, cond: Cond = None) -> tuple[Tensor, Kind]:
         """The model's native prediction at (x_t, t), of x_t's shape and dtype, and which kind it is."""
 
     @property
-    @abstractmethod
     def n_calls(self) -> int:
-        """Network evaluations since construction or `reset_calls`, whole batches counted once; wrappers sum their parts."""
+        """Network evaluations since construction or `reset_calls`, a whole batch counted once; everything wrapped is included."""
+        return sum(m._calls[0] for m in self.modules() if isinstance(m, Denoiser))
 
-    @abstractmethod
-    def reset_calls(self) -> None: ...
+    def reset_calls(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Denoiser):
+                module._calls[0] = 0
 
     def calls_at(self, t: float) -> int:
         """Network evaluations that one prediction at this time costs (2 under guidance, say)."""
@@ -131,57 +138,47 @@ class Preconditioned(Denoiser):
         self.shape, self.n_classes, self.name = tuple(shape), n_classes, name
         self.t_range = (float(t_range[0]), float(t_range[1]))
         self.n_skips = getattr(net, "n_skips", 0)
-        self._n_calls = 0
-        self._noise: dict[tuple, Tensor] = {}
-
-    @property
-    def n_calls(self) -> int:
-        return self._n_calls
-
-    def reset_calls(self) -> None:
-        self._n_calls = 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.net.parameters()).dtype
+        self._probe = tuple(
+            itertools.islice(net.parameters(), 1)
+        )  # tells the network's dtype; a tuple is not registered as a parameter
+        self._at: dict[tuple, tuple[float, float, float, Tensor]] = {}
 
     def predict(self, x_t, t, cond=None, *, skip_scale: Tensor | None = None):
-        c_skip, c_out, _, _ = self.precondition.at(t, self.path)
-        return affine(c_skip, x_t, c_out, self._raw(x_t, t, cond, skip_scale)), self.precondition.kind
+        return self._as(self.precondition.kind, x_t, t, cond, skip_scale), self.precondition.kind
 
     def _as(self, kind, x_t, t, cond, skip_scale=None):
-        """One affine map of (x, F): the preconditioning and the conversion composed before touching a tensor."""
-        if isinstance(t, Tensor):
-            pred, native = self.predict(x_t, t, cond, skip_scale=skip_scale)
-            a, b = self.path.convert(native, kind, t)
-            return pred if native == kind else affine(a, x_t, b, pred)
-        c_skip, c_out, _, _ = self.precondition.at(t, self.path)
-        a, b = self.path.convert(self.precondition.kind, kind, t)
-        return affine(a + b * c_skip, x_t, b * c_out, self._raw(x_t, t, cond, skip_scale))
-
-    def _raw(self, x_t: Tensor, t: Time, cond: Cond, skip_scale: Tensor | None) -> Tensor:
         if cond is not None and self.n_classes == 0:
-            raise BadValue(
-                f"model {self.name or type(self.net).__name__!r} is unconditional, but class labels were given"
-            )
-        _, _, c_in, c_noise = self.precondition.at(t, self.path)
-        dtype = self.dtype
+            name = self.name or type(self.net).__name__
+            raise BadValue(f"model {name!r} is unconditional, but class labels were given")
+        dtype = self._probe[0].dtype if self._probe else x_t.dtype
         if isinstance(t, Tensor):
+            c_skip, c_out, c_in, c_noise = self.precondition.coefficients(t, self.path)
+            a, b = self.path.convert(self.precondition.kind, kind, t)
+            a, b = a + b * c_skip, b * c_out
             x, noise = (like(c_in, x_t) * x_t).to(dtype), c_noise.to(dtype).reshape(-1)
         else:
-            x, noise = (x_t if c_in == 1.0 else x_t * c_in).to(dtype), self._noise_tensor(c_noise, x_t.device, dtype)
-        self._n_calls += 1
-        if skip_scale is None:
-            return self.net(x, noise, cond)
-        return self.net(x, noise, cond, skip_scale=skip_scale.to(dtype))
+            a, b, c_in, noise = self._number(kind, t, x_t.device, dtype)
+            x = (x_t if c_in == 1.0 else x_t * c_in).to(dtype)
+        self._calls[0] += 1
+        raw = (
+            self.net(x, noise, cond)
+            if skip_scale is None
+            else self.net(x, noise, cond, skip_scale=skip_scale.to(dtype))
+        )
+        return affine(a, x_t, b, raw)
 
-    def _noise_tensor(self, value: float, device, dtype) -> Tensor:
-        key = (value, device, dtype)
-        if key not in self._noise:
-            if len(self._noise) > 4096:
-                self._noise.clear()
-            self._noise[key] = torch.tensor([value], device=device, dtype=dtype)
-        return self._noise[key]
+    def _number(self, kind: Kind, t: float, device, dtype) -> tuple[float, float, float, Tensor]:
+        """(a, b, c_in, noise) with result = a x + b F(c_in x, noise): preconditioning and conversion composed, cached per time."""
+        key = (kind, t, device, dtype)
+        found = self._at.get(key)
+        if found is None:
+            if len(self._at) > 4096:
+                self._at.clear()
+            c_skip, c_out, c_in, c_noise = self.precondition.at(t, self.path)
+            a, b = self.path.convert(self.precondition.kind, kind, t)
+            noise = torch.tensor([c_noise], device=device, dtype=dtype)
+            found = self._at[key] = (a + b * c_skip, b * c_out, c_in, noise)
+        return found
 
 
 class Oracle(Denoiser):
@@ -198,19 +195,11 @@ class Oracle(Denoiser):
         self.mixture, self.path, self.name = mixture, path or EDM(), name
         self.shape, self.n_classes = mixture.shape, mixture.n_classes
         self.t_range = t_range or (self.path.time_at(1e-4), self.path.time_at(1e3))
-        self._n_calls = 0
-
-    @property
-    def n_calls(self) -> int:
-        return self._n_calls
-
-    def reset_calls(self) -> None:
-        self._n_calls = 0
 
     def predict(self, x_t, t, cond=None):
         if cond is not None and self.n_classes == 0:
             raise BadValue(f"model {self.name!r} is unconditional, but class labels were given")
-        self._n_calls += 1
+        self._calls[0] += 1
         if isinstance(t, Tensor):
             alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         else:
@@ -232,17 +221,9 @@ class FunctionDenoiser(Denoiser):
         super().__init__()
         self.function, self.kind, self.path = function, kind, path
         self.shape, self.n_classes, self.t_range, self.name = tuple(shape), n_classes, t_range, name
-        self._n_calls = 0
-
-    @property
-    def n_calls(self) -> int:
-        return self._n_calls
-
-    def reset_calls(self) -> None:
-        self._n_calls = 0
 
     def predict(self, x_t, t, cond=None):
-        self._n_calls += 1
+        self._calls[0] += 1
         return self.function(x_t, t, cond), self.kind
 
 

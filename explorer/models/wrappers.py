@@ -28,13 +28,6 @@ class Moved(Denoiser):
         low, high = base.t_range
         self.t_range = path.time_at(base.path.ratio_at(low)), path.time_at(base.path.ratio_at(high))
 
-    @property
-    def n_calls(self) -> int:
-        return self.base.n_calls
-
-    def reset_calls(self) -> None:
-        self.base.reset_calls()
-
     def calls_at(self, t: float) -> int:
         return self.base.calls_at(self.base.path.time_at(self.path.ratio_at(t)))
 
@@ -88,15 +81,6 @@ class Guided(Denoiser):
         self.guide = guide.on(base.path) if guide is not None else None
         self.path, self.shape, self.n_classes, self.t_range = base.path, base.shape, base.n_classes, base.t_range
         self.name, self.n_skips = base.name, base.n_skips
-
-    @property
-    def n_calls(self) -> int:
-        return self.base.n_calls + (self.guide.n_calls if self.guide is not None else 0)
-
-    def reset_calls(self) -> None:
-        self.base.reset_calls()
-        if self.guide is not None:
-            self.guide.reset_calls()
 
     def _acts(self, t: float) -> bool:
         return self.scale != 1.0 and self.interval[0] <= self.path.ratio_at(t) <= self.interval[1]
@@ -167,13 +151,6 @@ class SkipTuned(Denoiser):
         self.register_buffer("skip_scale", torch.tensor(scales, dtype=torch.float32), persistent=False)
         self.path, self.shape, self.n_classes, self.t_range = base.path, base.shape, base.n_classes, base.t_range
         self.name, self.n_skips = base.name, base.n_skips
-
-    @property
-    def n_calls(self) -> int:
-        return self.base.n_calls
-
-    def reset_calls(self) -> None:
-        self.base.reset_calls()
 
     def calls_at(self, t: float) -> int:
         return self.base.calls_at(t)
