@@ -4,7 +4,7 @@ from explorer.training.batches import Batch, Shuffled
 from explorer.training.checkpoint import load_checkpoint, save_checkpoint, snapshots
 from explorer.training.ema import Ema, ema_, power_gamma
 from explorer.training.log import read_log
-from explorer.training.loop import Tick, train
+from explorer.training.loop import Tick, seeded, train
 from explorer.training.method import Method, Progress, Update
 from explorer.training.plan import EmaPlan, OptimizerPlan, Plan
 
@@ -24,6 +24,7 @@ __all__ = [
     "power_gamma",
     "read_log",
     "save_checkpoint",
+    "seeded",
     "snapshots",
     "train",
 ]

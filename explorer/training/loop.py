@@ -108,6 +108,15 @@ def train(method: Method, data: Iterable[Any], plan: Plan, run_dir: Path | str |
         run.seconds = time.monotonic() - started
 
 
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Pin torch's global random state inside the block (initialisation of layers, dropout) and restore it afterwards."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 class _Run:
     """State of one run: networks, optimizers, averages, counters."""
 
@@ -152,9 +161,7 @@ class _Run:
         for i, generator in enumerate(generators):
             generator.manual_seed(mix(self.plan.seed, self.step, i, _rank()))
         progress = [Progress(self.step, self.n_images, fraction, generator) for generator in generators]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # dropout and the like draw from the global state: pin it to the step
-            torch.manual_seed(mix(self.plan.seed, self.step, _rank(), -1))
+        with seeded(mix(self.plan.seed, self.step, _rank(), -1), self.device):  # dropout draws from the global state
             runs = [self.method.updates(part, now) for part, now in zip(parts, progress, strict=True)]
             while (on := self._backward(runs)) is not None:
                 self._apply(*on, progress[0], n)
