@@ -243,11 +243,12 @@ class CosineVP(Path):
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 
     def time(self, ratio: Tensor) -> Tensor:
-        cos = math.cos(self._u0) / (1 + ratio**2).sqrt()
-        # acos loses half the digits near 1; atan2 of the matching sine does not
-        sin = ((ratio**2 + math.sin(self._u0) ** 2) / (1 + ratio**2)).sqrt()
-        u = torch.where(torch.isinf(ratio), torch.full_like(ratio, 0.5 * math.pi), torch.atan2(sin, cos))
-        return ((u - self._u0) * 2 / math.pi * (1 + self.offset)).clamp(0.0, 1.0)
+        c0, s0 = math.cos(self._u0), math.sin(self._u0)
+        finite = ratio.clamp_max(1e150)
+        cos, sin = c0 / (1 + finite**2).sqrt(), ((finite**2 + s0**2) / (1 + finite**2)).sqrt()  # of u
+        # sin(u - u0) without the cancellation of u - u0 at small ratios
+        sin_gap = c0**2 * (finite**2 / (1 + finite**2)) / (sin * c0 + cos * s0).clamp_min(1e-300)
+        return torch.atan2(sin_gap, cos * c0 + sin * s0) * 2 / math.pi * (1 + self.offset)
 
 
 @dataclass(frozen=True)
