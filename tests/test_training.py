@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from explorer.data import Batch, Dataset, Loader
 from explorer.errors import BadFile, BadValue, ExplorerError, NonFinite
 from explorer.training import (
-    Batch,
     EmaPlan,
     Method,
     OptimizerPlan,
     Plan,
     Progress,
-    Shuffled,
     Update,
     ema_,
     load_checkpoint,
@@ -204,12 +203,12 @@ def noisy():
     batch = line(n=40, dtype=torch.float32)
     method = Regression(dropout=0.3, noise=0.1, dtype=torch.float32)
 
-    class Pairs(Shuffled):
+    class Pairs(Loader):
         def batch(self, i):
             rows = super().batch(i)
             return Batch(rows.x0[:, :3], noise=rows.x0[:, 3:])
 
-    return method, Pairs(torch.cat([batch.x0, batch.noise], 1), batch_size=16, seed=5)
+    return method, Pairs(Dataset("pairs", torch.cat([batch.x0, batch.noise], 1)), 16, seed=5)
 
 
 def test_resume_is_bit_for_bit(tmp_path):
@@ -339,19 +338,6 @@ def test_clipping_bounds_the_gradient_that_reaches_the_optimizer():
     state.optimizers["net"].register_step_pre_hook(lambda *_: seen.extend(p.grad.norm() for p in method.parameters()))
     state.one_step(line(), 0.0)
     assert float(torch.stack(seen).norm()) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_shuffled_visits_every_image_equally_and_starts_anywhere():
-    data = Shuffled(torch.arange(10.0)[:, None], torch.arange(10), batch_size=4, seed=1)
-    flat = torch.cat([data.batch(i).labels for i in range(5)])
-    assert sorted(flat[:10].tolist()) == sorted(flat[10:].tolist()) == list(range(10))
-    assert flat[:10].tolist() != flat[10:].tolist()
-    stream = data.start(3)
-    assert torch.equal(next(stream).labels, flat[12:16])
-    shares = [Shuffled(data.x0, data.labels, batch_size=4, seed=1, rank=r, world=2) for r in (0, 1)]
-    for i in range(5):
-        both = torch.stack([s.batch(i).labels for s in shares], 1).reshape(-1)
-        assert torch.equal(both, flat[4 * i : 4 * i + 4])
 
 
 def test_two_processes_average_to_the_full_batch(tmp_path):

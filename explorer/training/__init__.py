@@ -1,6 +1,5 @@
 """Training: a method yields updates, one loop applies them."""
 
-from explorer.training.batches import Batch, Shuffled
 from explorer.training.checkpoint import load_checkpoint, save_checkpoint, snapshots
 from explorer.training.ema import Ema, ema_, power_gamma
 from explorer.training.log import read_log
@@ -9,14 +8,12 @@ from explorer.training.method import Method, Progress, Update
 from explorer.training.plan import EmaPlan, OptimizerPlan, Plan
 
 __all__ = [
-    "Batch",
     "Ema",
     "EmaPlan",
     "Method",
     "OptimizerPlan",
     "Plan",
     "Progress",
-    "Shuffled",
     "Tick",
     "Update",
     "ema_",

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from explorer.data.loader import mix
 from explorer.errors import BadValue, ExplorerError, NonFinite
-from explorer.training.batches import mix
 from explorer.training.checkpoint import load_checkpoint, save_checkpoint
 from explorer.training.ema import Ema
 from explorer.training.log import RunLog
