@@ -1,3 +1,59 @@
-"""trajectory-explorer: see, measure and tune the trajectories of few-step generative models."""
+"""trajectory-explorer: see, measure and tune the trajectories of few-step generative models.
+
+The public names below are loaded on first use, so `import explorer` costs next to nothing and needs no optional package.
+
+>>> import explorer as ex
+>>> model = ex.load("oracle-8gaussians")
+>>> sampler = ex.OdeSampler(ex.Heun(), ex.TimeGrid.karras(9, 0.002, 80.0))
+>>> ex.sample(model, sampler, seeds=range(4)).shape
+torch.Size([4, 2])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "explorer.errors": ("BadFile", "BadValue", "ExplorerError", "MissingExtra", "NonFinite", "UnknownName"),
+    "explorer.process": (
+        "EDM", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition", "Linear", "Trig",
+        "TrigFlowPrecondition", "VPrecondition",
+    ),
+    "explorer.nets": ("MLP", "UNet"),
+    "explorer.models": ("Denoiser", "Guided", "Oracle", "Preconditioned", "SkipTuned", "as_denoiser"),
+    "explorer.models.bundled": ("load", "save_model"),
+    "explorer.data": ("load_dataset",),
+    "explorer.sampling": (
+        "DDIM", "RK4", "Alpha2", "DPMpp2M", "EDMStochastic", "Euler", "Heun", "Midpoint", "OdeSampler", "Seeds", "TimeGrid", "sample",
+        "sampler_from_json", "solve",
+    ),
+    "explorer.metrics": ("Estimate", "Frechet", "Reference", "verdict"),
+    "explorer.trajectory": (
+        "RunningGeometry", "arc_chord", "bytes_needed", "coupling_cost", "crossings", "curvature", "end_distance", "local_error", "nfss",
+        "record", "straightness", "turning_angle",
+    ),
+    "explorer.training": ("Plan", "train"),
+    "explorer.knobs": ("SamplerKnobs",),
+    "explorer.live": ("metric_for", "quality"),
+}  # fmt: skip
+_MODULES = ("apps", "data", "metrics", "models", "nets", "papers", "process", "sampling", "training", "trajectory", "viz")
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"explorer.{name}")
+    raise AttributeError(f"module 'explorer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
