@@ -1,0 +1,431 @@
+"""Trajectories as labelled data: the schema, and the geometry of `geometry.py` with names on its axes.
+
+A trajectory is an `xarray.Dataset`:
+
+| variable | dims | what |
+| --- | --- | --- |
+| `x` | sample, time, feature dims | states on the path of the sampler, first the scaled noise, last the samples |
+| `slope` | sample, step, feature dims | dx/dt at the start of each step (after any added noise) |
+| `x0_hat` | sample, step, feature dims | E[x0 | x] at the start of each step |
+| `error` | sample, step, feature dims | the solver's embedded error estimate, NaN where it has none |
+
+Coordinates: `t`, `sigma` (EDM's), `alpha` on time; `t_mid`, `nfe` (evaluations up to and including the step) on step;
+    `seed`
+and `label` (-1: none) on sample. Attributes: `schema_version`, `path` and `sampler` (JSON), `model` (name), `nfe`.
+Feature dims are `feature` for vectors and `channel, row, col` for images (`x` and `y` would collide with the
+variable).
+
+Two result forms. *Per sample*: a DataArray with a `sample` dimension. *By step*: a Dataset with `<name>` and
+`<name>_se` over `step`, the mean and its standard error over samples, with coordinates `t` and `sigma` of the place
+the number belongs to and `n` in the attributes; `RunningGeometry` gives the same form. A quantity on step i belongs
+to the start of that step; curvature and turning belong to the inner points, so they begin at step 1.
+
+Time integrals run over unit time (see geometry.py) of the path the states live on. `straightness` on EDM's path
+weighs time by sigma and is not the published number of rectified flow: pass `path=Linear()` (or use `moved`) to
+compare with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.process.paths import PATHS, Path
+from explorer.trajectory import geometry
+
+SCHEMA = "explorer.trajectory"
+SCHEMA_VERSION = 1
+ON_TIME, ON_STEP = ("x",), ("slope", "x0_hat", "error")
+STORED = (*ON_TIME, *ON_STEP)
+
+
+def feature_dims(shape: Sequence[int]) -> tuple[str, ...]:
+    """Names of the dimensions of one sample: feature | channel, row, col | dim_0, dim_1, ..."""
+    if len(shape) == 1:
+        return ("feature",)
+    return ("channel", "row", "col") if len(shape) == 3 else tuple(f"dim_{i}" for i in range(len(shape)))
+
+
+def path_to_json(path: Path) -> str:
+    """A path as text; `path_from_json` reads it back."""
+    for name, cls in PATHS.items():
+        if type(path) is cls:
+            return json.dumps({"name": name, **dataclasses.asdict(path)})
+    raise BadValue(f"{type(path).__name__} has no stored form; known: {', '.join(PATHS)}.")
+
+
+def path_from_json(text: str) -> Path:
+    fields = json.loads(text)
+    name = fields.pop("name", None)
+    if name not in PATHS:
+        raise UnknownName("path", name, PATHS)
+    return PATHS[name](**fields)
+
+
+def trajectory(
+    variables: Mapping[str, Tensor | np.ndarray],
+    t: Sequence[float],
+    path: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
+    nfe: Sequence[int] | None = None,
+    sampler: str = "",
+    model: str = "",
+    total_nfe: int | None = None,
+) -> xr.Dataset:
+    """A trajectory dataset from arrays (no copies are made).
+
+    Args:
+        variables: `x` (S, T, ...) and any of `slope`, `x0_hat`, `error` (S, T - 1, ...).
+        t: T times of `path`, from noise to data or back, strictly monotone.
+        seeds, labels: S integers each; by default 0, 1, ... and -1.
+        nfe: evaluations spent by the end of each step; by default unknown (-1).
+        sampler: JSON of the sampler; model: name; total_nfe: evaluations per sample of a whole run.
+    Raises:
+        UnknownName, BadValue: a variable outside the schema, shapes that do not fit each other, or times that turn
+            back.
+    """
+    for name in variables:
+        if name not in STORED:
+            raise UnknownName("trajectory variable", name, STORED)
+    if "x" not in variables:
+        raise BadValue("a trajectory needs its states x (samples, times, ...).")
+    arrays = {k: v.numpy(force=True) if isinstance(v, Tensor) else np.asarray(v) for k, v in variables.items()}
+    n, n_times, *shape = arrays["x"].shape
+    dims = feature_dims(shape)
+    times = np.asarray(t, dtype=np.float64)
+    if times.shape != (n_times,):
+        raise BadValue(f"x has {n_times} time points, so t must have as many, got shape {times.shape}.")
+    geometry.time_weights(torch.from_numpy(times))
+    for name in arrays.keys() & set(ON_STEP):
+        if arrays[name].shape != (n, n_times - 1, *shape):
+            raise BadValue(f"{name} must be {(n, n_times - 1, *shape)} to fit x, got {arrays[name].shape}.")
+    alpha = np.array([path.at(float(s))[0] for s in times])
+    sigma = np.array([path.ratio_at(float(s)) for s in times])
+    coords = {
+        "t": ("time", times),
+        "sigma": ("time", sigma),
+        "alpha": ("time", alpha),
+        "t_mid": ("step", (times[:-1] + times[1:]) / 2),
+        "nfe": ("step", np.full(n_times - 1, -1, dtype=np.int64) if nfe is None else np.asarray(nfe, dtype=np.int64)),
+        "seed": ("sample", np.arange(n) if seeds is None else np.asarray(seeds, dtype=np.int64)),
+        "label": ("sample", np.full(n, -1, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)),
+    }
+    attrs = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "path": path_to_json(path),
+        "sampler": sampler,
+        "model": model,
+        "nfe": -1 if total_nfe is None else int(total_nfe),
+    }
+    data = {k: (("sample", "time" if k in ON_TIME else "step", *dims), v) for k, v in arrays.items()}
+    return xr.Dataset(data, coords, attrs)
+
+
+def validate(ds: xr.Dataset) -> xr.Dataset:
+    """The dataset itself when it follows the schema.
+
+    Raises:
+        BadFile: it is not a trajectory, or of a newer schema; the message says what is missing.
+    """
+    if ds.attrs.get("schema") != SCHEMA:
+        raise BadFile(f"not a trajectory: attribute schema is {ds.attrs.get('schema')!r}, expected {SCHEMA!r}.")
+    if int(ds.attrs.get("schema_version", 0)) > SCHEMA_VERSION:
+        raise BadFile(
+            f"trajectory schema {ds.attrs['schema_version']} is newer than this version reads ({SCHEMA_VERSION}): upgrade explorer."
+        )
+    missing = [name for name in ("x",) if name not in ds.data_vars]
+    missing += [name for name in ("t", "sigma", "alpha", "t_mid", "nfe", "seed", "label") if name not in ds.coords]
+    missing += [name for name in ("path", "sampler", "model", "nfe") if name not in ds.attrs]
+    if missing:
+        raise BadFile(f"this trajectory lacks {', '.join(missing)}.")
+    for name in ds.data_vars:
+        if name not in STORED:
+            raise BadFile(f"unknown trajectory variable {name!r}; known: {', '.join(STORED)}.")
+        expected = ("sample", "time" if name in ON_TIME else "step")
+        if ds[name].dims[:2] != expected:
+            raise BadFile(f"{name} has dimensions {ds[name].dims}, expected {expected} first.")
+    if ds.sizes["time"] != ds.sizes.get("step", 0) + 1:
+        raise BadFile(
+            f"{ds.sizes['time']} time points need {ds.sizes['time'] - 1} steps, got {ds.sizes.get('step', 0)}."
+        )
+    return ds
+
+
+def path_of(ds: xr.Dataset) -> Path:
+    """The path the states live on."""
+    return path_from_json(ds.attrs["path"])
+
+
+def tensor(ds: xr.Dataset, name: str) -> Tensor:
+    """A variable as a torch tensor (S, T or N, ...), sharing memory.
+
+    Raises: BadValue when it was not recorded; the message says how to get it.
+    """
+    if name not in ds:
+        raise BadValue(
+            f"{name!r} was not recorded: record(..., keep=(..., {name!r})). Present: {', '.join(ds.data_vars)}."
+        )
+    return torch.as_tensor(ds[name].values)
+
+
+def noise_of(ds: xr.Dataset) -> Tensor:
+    """The standard normal noise that each run started from: (S, ...)."""
+    return tensor(ds, "x")[:, 0].double() / path_of(ds).at(float(ds.t[0]))[1]
+
+
+def data_of(ds: xr.Dataset) -> Tensor:
+    """The end of each run in data units: (S, ...), x / alpha at the last time."""
+    return tensor(ds, "x")[:, -1].double() / path_of(ds).at(float(ds.t[-1]))[0]
+
+
+def moved(ds: xr.Dataset, path: Path) -> xr.Dataset:
+    """The same trajectory drawn on another path: equal sigma/alpha, x scaled by alpha'/alpha, times and slopes to
+    match.
+
+    Raises: BadValue where one of the paths is pure noise (alpha = 0), which carries no sigma.
+    """
+    old = path_of(ds)
+    if old == path:
+        return ds
+    ratios = [old.ratio_at(float(t)) for t in ds.t]
+    times = [path.time_at(r) for r in ratios]
+    scale = [path.at(new)[0] / alpha if alpha else math.nan for new, alpha in zip(times, ds.alpha.values, strict=True)]
+    if not all(map(math.isfinite, [*ratios, *scale])) or 0.0 in scale:
+        raise BadValue(f"{old} at t = {float(ds.t[0]):g} is pure noise and cannot be moved to {path}.")
+
+    def along(values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64).reshape(-1, *(1,) * (like.ndim - 2))
+
+    x = tensor(ds, "x").double()
+    variables = {"x": x * along(scale, x)}
+    if "slope" in ds or "x0_hat" in ds:
+        starts, new = [float(t) for t in ds.t[:-1]], times[:-1]
+        if "x0_hat" in ds:
+            denoised = tensor(ds, "x0_hat").double()
+        else:
+            a, b = zip(*(old.convert("velocity", "x0", t) for t in starts), strict=True)
+            denoised = along(a, x) * x[:, :-1] + along(b, x) * tensor(ds, "slope").double()
+        if "x0_hat" in ds:
+            variables["x0_hat"] = denoised
+        if "slope" in ds:
+            a, b = zip(*(path.convert("x0", "velocity", t) for t in new), strict=True)
+            variables["slope"] = along(a, x) * variables["x"][:, :-1] + along(b, x) * denoised
+    out = trajectory(
+        variables,
+        times,
+        path,
+        seeds=ds.seed.values,
+        labels=ds.label.values,
+        nfe=ds.nfe.values,
+        sampler=ds.attrs["sampler"],
+        model=ds.attrs["model"],
+        total_nfe=ds.attrs["nfe"],
+    )
+    return out
+
+
+def mean_and_error(values: xr.DataArray) -> xr.Dataset:
+    """Mean over samples and its standard error: `<name>` and `<name>_se`, with `n` in the attributes."""
+    n = values.sizes["sample"]
+    error = values.std("sample", ddof=1) / math.sqrt(n) if n > 1 else values.mean("sample") * math.nan
+    out = xr.Dataset({values.name: values.mean("sample"), f"{values.name}_se": error})
+    for name in out.data_vars:
+        out[name].attrs = dict(values.attrs)
+    return out.assign_attrs(n=n)
+
+
+By = Literal["step"] | None
+
+
+def _on_path(ds: xr.Dataset, path: Path | None) -> xr.Dataset:
+    return ds if path is None else moved(ds, path)
+
+
+def _per_sample(
+    ds: xr.Dataset, name: str, values: Tensor | geometry.Guarded, long_name: str, unit: str
+) -> xr.DataArray:
+    clamped = None
+    if isinstance(values, geometry.Guarded):
+        values, clamped = values
+    attrs = {"long_name": long_name, "units": unit}
+    if clamped is not None:
+        attrs["n_clamped"] = int(clamped.sum())
+    coords = {"seed": ds.seed, "label": ds.label}
+    return xr.DataArray(values.numpy(), dims="sample", coords=coords, name=name, attrs=attrs)
+
+
+def _on_steps(
+    ds: xr.Dataset,
+    name: str,
+    values: Tensor | geometry.Guarded,
+    long_name: str,
+    unit: str,
+    by: By,
+    first: int = 0,
+    slots: slice = slice(None, -1),
+) -> xr.DataArray | xr.Dataset:
+    """(S, n) numbers labelled with the steps first, first + 1, ... and the time points in `slots`."""
+    clamped = None
+    if isinstance(values, geometry.Guarded):
+        values, clamped = values
+    attrs = {"long_name": long_name, "units": unit}
+    if clamped is not None:
+        attrs["n_clamped"] = int(clamped.sum())
+    coords = {
+        "step": np.arange(first, first + values.shape[1]),
+        "t": ("step", ds.t.values[slots]),
+        "sigma": ("step", ds.sigma.values[slots]),
+        "seed": ds.seed,
+        "label": ds.label,
+    }
+    out = xr.DataArray(values.numpy(), dims=("sample", "step"), coords=coords, name=name, attrs=attrs)
+    if by is None:
+        return out
+    if by != "step":
+        raise UnknownName("grouping", by, ("step",))
+    return mean_and_error(out)
+
+
+def curvature(
+    ds: xr.Dataset, by: By = None, *, kind: Literal["menger", "tangent"] = "menger", path: Path | None = None
+) -> xr.DataArray | xr.Dataset:
+    """Geometric curvature at the inner points: (sample, step), or its mean by step.
+
+    Args:
+        kind: "menger" from triples of states, or "tangent" from recorded slopes (a reversal shows as a spike).
+        path: measure on this path instead of the recorded one.
+    Returns: per data unit of length; steps 1 to N - 1.
+    """
+    ds = _on_path(ds, path)
+    if kind == "menger":
+        values, slots = geometry.menger_curvature(tensor(ds, "x")), slice(1, -1)
+    elif kind == "tangent":
+        values, slots = geometry.tangent_curvature(tensor(ds, "slope"), tensor(ds, "x")), slice(1, -1)
+    else:
+        raise UnknownName("kind of curvature", kind, ("menger", "tangent"))
+    return _on_steps(ds, "curvature", values, "curvature", "1 / data unit", by, 1, slots)
+
+
+def straightness(
+    ds: xr.Dataset, by: By = None, *, path: Path | None = None, per_dim: bool = False
+) -> xr.DataArray | xr.Dataset:
+    """S = int |D - dx/dt|^2 over unit time: (sample), 0 exactly at constant velocity.
+
+    Args:
+        by: "step" gives the integrand |D - dx/dt|^2 on each step instead; its time mean is S.
+        path: measure on this path instead of the recorded one; S depends on it, the published form is on Linear().
+        per_dim: divided by the number of dimensions.
+    Returns: data units squared. From the points, so biased low on few steps (0 for a single one).
+    Source: Liu et al. 2022, arXiv 2209.03003.
+    """
+    ds = _on_path(ds, path)
+    x, t = tensor(ds, "x"), torch.as_tensor(ds.t.values)
+    scale = 1 / math.prod(x.shape[2:]) if per_dim else 1.0
+    unit = "data unit^2 / dimension" if per_dim else "data unit^2"
+    if by is None:
+        return _per_sample(ds, "straightness", geometry.straightness(x, t) * scale, "straightness S", unit)
+    return _on_steps(ds, "straightness", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
+
+
+def turning_angle(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:
+    """Total turning of each path in radians (sample), or by="step" the mean angle at the inner points."""
+    ds = _on_path(ds, path)
+    angles, clamped = geometry.turning_angle(tensor(ds, "x"))
+    if by is None:
+        total = geometry.Guarded(angles.sum(dim=1), clamped)
+        return _per_sample(ds, "total_turning", total, "total turning", "rad")
+    return _on_steps(ds, "turning_angle", geometry.Guarded(angles, clamped), "turning", "rad", by, 1, slice(1, -1))
+
+
+def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:
+    """Distance moved in each step: (sample, step), or its mean by step, in data units."""
+    ds = _on_path(ds, path)
+    lengths = geometry.flat(tensor(ds, "x")).diff(dim=1).norm(dim=-1)
+    return _on_steps(ds, "step_length", lengths, "step length", "data unit", by)
+
+
+def arc_chord(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
+    """Arc length over chord: (sample), at least 1."""
+    ds = _on_path(ds, path)
+    return _per_sample(ds, "arc_chord", geometry.arc_chord(tensor(ds, "x")), "arc / chord", "1")
+
+
+def nfss(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
+    """2 (1 - mean cosine between chord and velocity) over time: (sample), in [0, 4]."""
+    ds = _on_path(ds, path)
+    values = geometry.nfss(tensor(ds, "x"), torch.as_tensor(ds.t.values))
+    return _per_sample(ds, "nfss", values, "normalised flow straightness", "1")
+
+
+def coupling_cost(ds: xr.Dataset) -> xr.DataArray:
+    """|eps - x0|^2 between the noise a run started from and its end in data units: (sample)."""
+    cost = geometry.coupling_cost(noise_of(ds), data_of(ds))
+    return _per_sample(ds, "coupling_cost", cost, "coupling cost |eps - x0|^2", "data unit^2")
+
+
+def crossings(ds: xr.Dataset) -> xr.Dataset:
+    """Where the straight lines from noise to sample cross, counted exactly in the plane.
+
+    Returns:
+        `pair` (crossing, end) sample positions, `where` (crossing, end) position on each line from noise 0 to data 1,
+        `point` (crossing, feature); attributes n (samples), n_crossings and fraction of all pairs.
+    """
+    found = geometry.line_crossings(noise_of(ds), data_of(ds))
+    n = ds.sizes["sample"]
+    return xr.Dataset(
+        {
+            "pair": (("crossing", "end"), found.pairs.numpy()),
+            "where": (("crossing", "end"), found.where.numpy()),
+            "point": (("crossing", "feature"), found.points.numpy()),
+        },
+        attrs={"n": n, "n_crossings": len(found.pairs), "fraction": len(found.pairs) / max(1, n * (n - 1) // 2)},
+    )
+
+
+def conflict(ds: xr.Dataset, n_times: int = 20, *, n_neighbours: int = 1) -> xr.Dataset:
+    """Conflict of the coupling (noise, sample) by time of the linear path, from nearest neighbours: `conflict` (time).
+
+    An estimate of E|(eps - x0) - E[eps - x0 | x_t]|^2 that needs no model; its mean over t estimates the degree of
+    intersection V. Memory S^2.
+    """
+    noise, data = geometry.flat(noise_of(ds), 1), geometry.flat(data_of(ds), 1)
+    t = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
+    x_t = (1 - t)[None, :, None] * data[:, None] + t[None, :, None] * noise[:, None]
+    value, n_pairs = geometry.neighbour_conflict(x_t, noise - data, n_neighbours=n_neighbours)
+    attrs = {"long_name": "conditional variance of eps - x0", "units": "data unit^2"}
+    return xr.Dataset(
+        {"conflict": ("time", value.numpy(), attrs), "n_pairs": ("time", n_pairs.numpy())},
+        coords={"t": ("time", t.numpy()), "sigma": ("time", (t / (1 - t)).numpy())},
+        attrs={"n": ds.sizes["sample"], "mean": float(value.mean())},
+    )
+
+
+def angle_proxy(ds: xr.Dataset, *, path: Path | None = None) -> xr.Dataset:
+    """Angle between the slope at one time and the mean velocity to each later time: `angle`, `angle_se` (start, end).
+
+    Source: Re-MeanFlow, arXiv 2511.23342, Curv(r, t).
+    """
+    ds = _on_path(ds, path)
+    mean, error, clamped = geometry.angle_proxy(tensor(ds, "x"), tensor(ds, "slope"), torch.as_tensor(ds.t.values))
+    return xr.Dataset(
+        {"angle": (("start", "end"), mean.numpy(), {"units": "rad"}), "angle_se": (("start", "end"), error.numpy())},
+        coords={
+            "t_start": ("start", ds.t.values),
+            "t_end": ("end", ds.t.values),
+            "sigma_start": ("start", ds.sigma.values),
+            "sigma_end": ("end", ds.sigma.values),
+        },
+        attrs={"n": ds.sizes["sample"], "n_clamped": int(clamped.sum())},
+    )
