@@ -24,7 +24,7 @@ FLOOR = {
     "process": 0, "nets": 0,
     "models": 1, "data": 1,
     "sampling": 2, "metrics": 2,
-    "training": 3, "trajectory": 3, "tuning": 3, "record": 3, "quality": 3, "knobs": 3, "bench": 3,
+    "training": 3, "trajectory": 3, "tuning": 3, "record": 3, "recipes": 3, "quality": 3, "live": 3, "knobs": 3, "bench": 3,
     "papers": 4, "viz": 4,
     "apps": 5, "cli": 5, "notebook": 5, "__main__": 5,
 }  # fmt: skip
@@ -37,7 +37,7 @@ ONLY_IN = {
     "panel": lambda file: top(file) in {"apps", "notebook"},
     "bokeh": lambda file: top(file) in {"apps"},
     "ipywidgets": lambda file: top(file) in {"apps", "notebook"},
-    "param": lambda file: top(file) in {"knobs", "apps", "notebook"},
+    "param": lambda file: top(file) in {"knobs", "apps", "notebook", "cli"},
     "typer": lambda file: top(file) == "cli",
     "torchdiffeq": lambda file: file.name == "adaptive.py" or top(file) == "bench",
 }
@@ -172,6 +172,14 @@ def test_a_paper_fits_in_one_readable_file(file):
 def run(code: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
+
+
+def test_no_public_name_is_also_a_module():
+    """`import explorer.x` would bind the module over the function of that name."""
+    import explorer
+
+    own = {file.stem for file in PACKAGE.glob("*.py")} | {file.name for file in PACKAGE.iterdir() if file.is_dir()}
+    assert not own & set(explorer._HOME)
 
 
 def test_importing_the_package_leaves_optional_and_heavy_packages_alone():
