@@ -195,7 +195,7 @@ def test_running_geometry_of_straight_lines_is_free_of_cancellation():
 
 @pytest.mark.parametrize("s", [0.3, 2.0])
 def test_recorded_gaussian_has_the_closed_form_straightness_on_the_linear_path(s):
-    grid = TimeGrid.uniform_t(120, 1e-4, 1e4)
+    grid = TimeGrid.uniform_t(180, 1e-4, 1e4)
     running = tr.RunningGeometry(EDM(), onto=Linear())
     ds = tr.record(gaussian(s, 3), OdeSampler(Heun(), grid), range(300), observe=running)
     noise = tr.noise_of(ds)
