@@ -17,7 +17,8 @@ from explorer.errors import BadValue
 class FeatureNet(nn.Module):
     """Images -> class logits; `features` are the penultimate activations, averaged over the pixels.
 
-    No rectifier follows the last convolution, so no feature can die and their covariance has full rank.
+    Each feature has mean 0 and variance 1 over the training data (running statistics of a normalisation without weights)
+    and no rectifier before it, so none can die and distances between feature distributions have a scale.
 
     Args:
         shape: (C, H, W) with H and W divisible by 2.
@@ -60,6 +61,7 @@ class FeatureNet(nn.Module):
         self.norm4 = nn.GroupNorm(8, 2 * width)
         self.drop = nn.Dropout(dropout)
         self.last = nn.Conv2d(2 * width, n_features, 3)
+        self.standard = nn.BatchNorm1d(n_features, affine=False)
         self.head = nn.Linear(n_features, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -70,8 +72,24 @@ class FeatureNet(nn.Module):
         h = F.silu(self.norm2(h + self.conv1(h)))
         h = F.silu(self.norm3(self.conv2(h)))
         h = F.silu(self.norm4(h + self.conv3(h)))
-        return self.last(self.drop(h)).mean(dim=(2, 3))
+        return self.standard(self.last(self.drop(h)).mean(dim=(2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K) logits."""
-        return self.head(F.silu(self.drop(self.features(x))))
+        return self.logits(self.features(x))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, K) logits from features (B, n_features)."""
+        return self.head(self.drop(F.silu(features)))
+
+    @torch.no_grad()
+    def standardise(self, x: Tensor) -> None:
+        """Set the running statistics so that the features of images x (N, C, H, W) have mean 0 and variance 1 exactly.
+
+        In training they lag behind the weights and see dropout. Changes the logits as little as the statistics differ.
+        """
+        self.eval()
+        mean, scale = self.standard.running_mean.clone(), (self.standard.running_var + self.standard.eps).sqrt()
+        f = torch.cat([self.features(part) for part in x.split(1024)]).double()
+        self.standard.running_var.copy_((f.var(0) * scale**2 - self.standard.eps).clamp_min(0.0))
+        self.standard.running_mean.copy_(f.mean(0) * scale + mean)
