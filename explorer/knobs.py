@@ -1,0 +1,522 @@
+"""The sampler's knobs, declared once: bounds, step, unit, meaning and source. No widget library is imported.
+
+The dashboard, a notebook's sliders, the command line and a script all read this class; `SamplerKnobs.build` turns its
+values into what floors 1 and 2 understand, a wrapped model and a `Sampler`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import param
+
+from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.models.base import Denoiser
+from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
+from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid
+
+GROUPS = {
+    "Solver": ("solver", "n_steps", "alpha"),
+    "Schedule": ("grid", "rho", "sigma_min", "sigma_max"),
+    "Churn": ("s_churn", "s_min", "s_max", "s_noise"),
+    "Guidance": ("guidance", "guidance_lo", "guidance_hi"),
+    "Skip-tuning": ("rho_bottom", "rho_top", "skip_bank"),
+    "Class": ("label",),
+}
+CHURN = GROUPS["Churn"]
+GUIDANCE = GROUPS["Guidance"]
+SKIPS = GROUPS["Skip-tuning"]
+USES_RHO = {"karras"}
+LOGARITHMIC = {"sigma_min", "sigma_max", "s_min", "s_max", "guidance_lo", "guidance_hi"}
+UNITS = {"sigma_min": "σ", "sigma_max": "σ", "s_min": "σ", "s_max": "σ", "guidance_lo": "σ", "guidance_hi": "σ"}
+TITLES = {
+    "n_steps": "steps",
+    "alpha": "α",
+    "rho": "ρ",
+    "sigma_min": "σ min",
+    "sigma_max": "σ max",
+    "s_churn": "S churn",
+    "s_min": "S min",
+    "s_max": "S max",
+    "s_noise": "S noise",
+    "guidance": "weight w",
+    "guidance_lo": "from σ",
+    "guidance_hi": "up to σ",
+    "rho_bottom": "ρ bottom",
+    "rho_top": "ρ top",
+    "skip_bank": "per block",
+    "label": "class",
+}
+FLAGS = {"solver": "--sampler", "n_steps": "--steps"}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One knob as a front end needs it: what to draw, where it may go, and why it may be at rest.
+
+    Attributes:
+        kind: "choice", "integer", "number" or "bank" (a list of numbers, one per named skip connection).
+        low, high, step: range of a number; None for a choice.
+        log: whether a slider should be logarithmic; then 0, where it is in range, is the slider's left end.
+        choices: values of a choice; `names` are the words to show for them (or for a bank's bars).
+        reason: why the knob cannot act on this model with this solver; "" when it can.
+    """
+
+    name: str
+    title: str
+    group: str
+    kind: str
+    value: Any
+    default: Any
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+    unit: str = ""
+    choices: tuple = ()
+    names: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class SamplerKnobs(param.Parameterized):
+    """How noise becomes samples, as one flat set of knobs.
+
+    Values outside their bounds raise `BadValue` (unknown names `UnknownName`) when they are set; values that
+    contradict each other or the model raise it in `build`.
+    """
+
+    solver = param.Selector(
+        default="heun",
+        objects=list(SOLVERS),
+        doc="How one step is taken. Heun and the other second-order methods spend two network calls per step, "
+        "RK4 four, the rest one. Karras et al. 2022, arXiv 2206.00364, Sec. 3; Lu et al. 2022, arXiv 2211.01095 (DPM++).",
+    )
+    n_steps = param.Integer(
+        default=9,
+        bounds=(1, 64),
+        step=1,
+        doc="Solver steps from noise to data. Heun ends with an Euler step, so it costs 2 steps - 1 network calls.",
+    )
+    alpha = param.Number(
+        default=2 / 3,
+        bounds=(0.1, 1.0),
+        step=0.01,
+        doc="Where the second slope of the two-stage family is taken: 1 is Heun, 2/3 Ralston, 1/2 the midpoint rule. "
+        "Karras et al. 2022, arXiv 2206.00364, Algorithm 3.",
+    )
+    grid = param.Selector(
+        default="karras",
+        objects=list(GRIDS),
+        doc="How noise levels are spread between σ max and σ min; the last step always goes to σ = 0.",
+    )
+    rho = param.Number(
+        default=7.0,
+        bounds=(1.0, 15.0),
+        step=0.5,
+        doc="Warp of the karras grid: 1 is uniform in σ, larger puts more steps near the data. "
+        "Karras et al. 2022, arXiv 2206.00364, Eq. 5 (7 for sampling).",
+    )
+    sigma_min = param.Number(
+        default=0.002,
+        bounds=(0.0005, 2.0),
+        step=0.001,
+        doc="Lowest non-zero noise level of the grid, as σ = noise / signal. Karras et al. 2022, Table 1 (0.002).",
+    )
+    sigma_max = param.Number(
+        default=80.0,
+        bounds=(0.5, 160.0),
+        step=0.5,
+        doc="Noise level at which sampling starts, as σ = noise / signal. Karras et al. 2022, Table 1 (80).",
+    )
+    s_churn = param.Number(
+        default=20.0,
+        bounds=(0.0, 100.0),
+        step=1.0,
+        doc="How much fresh noise the stochastic sampler adds in total; 0 makes it Heun's method. "
+        "Karras et al. 2022, arXiv 2206.00364, Algorithm 2 and Table 5.",
+    )
+    s_min = param.Number(
+        default=0.05,
+        bounds=(0.0, 10.0),
+        step=0.01,
+        doc="Churn acts only above this σ. Karras et al. 2022, Algorithm 2.",
+    )
+    s_max = param.Number(
+        default=50.0,
+        bounds=(0.1, 160.0),
+        step=0.5,
+        doc="Churn acts only below this σ. Karras et al. 2022, Algorithm 2.",
+    )
+    s_noise = param.Number(
+        default=1.003,
+        bounds=(0.95, 1.05),
+        step=0.001,
+        doc="Standard deviation of the churn noise; a little above 1 makes up for detail the network removes. "
+        "Karras et al. 2022, arXiv 2206.00364, Sec. 4.",
+    )
+    guidance = param.Number(
+        default=1.0,
+        bounds=(0.0, 8.0),
+        step=0.1,
+        doc="Classifier-free guidance: 1 is none, 0 ignores the class, larger trades variety for typical samples "
+        "and doubles the network calls where it acts. Ho & Salimans 2022, arXiv 2207.12598.",
+    )
+    guidance_lo = param.Number(
+        default=0.0,
+        bounds=(0.0, 160.0),
+        step=0.01,
+        doc="Guidance acts only above this σ. Kynkäänniemi et al. 2024, arXiv 2404.07724.",
+    )
+    guidance_hi = param.Number(
+        default=160.0,
+        bounds=(0.0, 160.0),
+        step=0.01,
+        doc="Guidance acts only up to this σ; the largest value is no limit. Kynkäänniemi et al. 2024, arXiv 2404.07724.",
+    )
+    rho_bottom = param.Number(
+        default=1.0,
+        bounds=(0.4, 1.2),
+        step=0.01,
+        doc="Factor on the deepest skip connection; the blocks between go linearly to ρ top. Below 1 sharpens "
+        "few-step samples. Ma et al. 2024, arXiv 2402.15170.",
+    )
+    rho_top = param.Number(
+        default=1.0,
+        bounds=(0.7, 1.2),
+        step=0.01,
+        doc="Factor on the highest-resolution skip connection; 1 in the paper's main runs. Ma et al. 2024, arXiv 2402.15170.",
+    )
+    skip_bank = param.List(
+        default=None,
+        allow_None=True,
+        item_type=(int, float),
+        doc="One factor per skip connection, from the deepest to the finest, each 0 to 1.5; takes the place of "
+        "ρ bottom and ρ top. Ma et al. 2024, arXiv 2402.15170.",
+    )
+    label = param.Integer(
+        default=None,
+        bounds=(-1, 9999),
+        allow_None=True,
+        doc="Class to draw. By default every class in turn (class = seed modulo the number of classes); "
+        "-1 asks the model without a class.",
+    )
+    seed = param.Integer(
+        default=0,
+        bounds=(0, 2**31 - 1),
+        doc="First seed: sample k uses the generator of seed + k, whatever the batch size.",
+    )
+
+    def __init__(self, **values):
+        unknown = set(values) - set(names())
+        if unknown:
+            raise UnknownName("knob", sorted(unknown)[0], names())
+        super().__init__(**{name: _checked(name, value) for name, value in values.items()})
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, _checked(name, value) if name in names() else value)
+
+    @classmethod
+    def for_model(cls, model: Denoiser, **values) -> SamplerKnobs:
+        """Knobs whose noise range is the one the model was made for; `values` override."""
+        return cls(**{**cls.defaults(model), **values})
+
+    @classmethod
+    def defaults(cls, model: Denoiser | None = None) -> dict[str, Any]:
+        """Default of every knob; with a model, sigma_min and sigma_max are the ends of its own range."""
+        out = {name: cls.param[name].default for name in names()}
+        if model is not None:
+            low, high = model.sigma_range
+            out["sigma_min"] = _clip("sigma_min", low)
+            out["sigma_max"] = _clip("sigma_max", high)
+        return out
+
+    def inapplicable(self, model: Denoiser) -> dict[str, str]:
+        """Reason, per knob, why it cannot act on this model with the present solver and grid; empty when all can."""
+        out = {}
+        if self.solver != "alpha2":
+            out["alpha"] = "Only the alpha2 solver has this free stage."
+        if self.grid not in USES_RHO:
+            out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(USES_RHO))}."
+        if self.solver != "edm-stochastic":
+            out |= dict.fromkeys(CHURN, f"{self.solver} adds no noise; choose the edm-stochastic solver.")
+        if model.n_classes == 0:
+            out |= dict.fromkeys((*GUIDANCE, "label"), f"{model.name or 'This model'} has no classes.")
+        elif self.guidance == 1:
+            out |= dict.fromkeys(GUIDANCE[1:], "Guidance is off (weight 1).")
+        if model.n_skips == 0:
+            out |= dict.fromkeys(SKIPS, f"{model.name or 'This model'} has no skip connections.")
+        elif self.skip_bank is not None:
+            out |= dict.fromkeys(("rho_bottom", "rho_top"), "The bank below sets each block; reset it to use this.")
+        return out
+
+    def fitted(self, model: Denoiser) -> tuple[SamplerKnobs, list[str]]:
+        """Copy that can run on `model`, and one sentence for each knob that had to go back to its default."""
+        values, notes = self.to_dict(), []
+        if model.n_classes == 0 and (self.guidance != 1 or self.label not in (None, -1)):
+            values |= {"guidance": 1.0, "label": None}
+            notes.append(f"Guidance and class are off: {model.name} has no classes.")
+        elif self.label is not None and self.label >= model.n_classes:
+            values["label"] = None
+            notes.append(f"Class {self.label} does not exist in {model.name}: drawing every class in turn.")
+        if model.n_skips == 0 and self.skip_scales(1) is not None:
+            values |= {"rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
+            notes.append(f"Skip-tuning is off: {model.name} has no skip connections.")
+        elif self.skip_bank is not None and len(self.skip_bank) != model.n_skips:
+            values["skip_bank"] = None
+            notes.append(f"The skip bank is reset: {model.name} has {model.n_skips} skip connections.")
+        return type(self)(**values), notes
+
+    def check(self, model: Denoiser) -> None:
+        """Raises BadValue, in one sentence, where the values contradict each other or the model."""
+        if self.sigma_min >= self.sigma_max:
+            raise BadValue(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g}).")
+        if self.solver == "edm-stochastic" and self.s_min > self.s_max:
+            raise BadValue(f"s_min ({self.s_min:g}) must not be above s_max ({self.s_max:g}).")
+        if self.guidance != 1 and model.n_classes == 0:
+            raise BadValue(
+                f"guidance {self.guidance:g} needs a class-conditional model, and {model.name or 'this model'} has no "
+                "classes: set guidance to 1 or choose a conditional model."
+            )
+        if self.guidance != 1 and self.guidance_lo >= self.guidance_hi:
+            raise BadValue(f"guidance_lo ({self.guidance_lo:g}) must be below guidance_hi ({self.guidance_hi:g}).")
+        if self.label is not None and self.label >= 0 and self.label >= model.n_classes:
+            has = f"classes 0 to {model.n_classes - 1}" if model.n_classes else "no classes"
+            raise BadValue(f"class {self.label} cannot be drawn: {model.name or 'this model'} has {has}.")
+        if self.label == -1 and self.guidance != 1:
+            raise BadValue(f"guidance {self.guidance:g} needs a class to follow: choose one, or every class in turn.")
+        if self.skip_scales(1) is not None and model.n_skips == 0:
+            raise BadValue(
+                f"skip-tuning needs a network with skip connections, and {model.name or 'this model'} has none: "
+                "set rho_bottom and rho_top to 1 or choose a U-Net."
+            )
+        if self.skip_bank is not None and len(self.skip_bank) != model.n_skips:
+            raise BadValue(
+                f"skip_bank has {len(self.skip_bank)} factors, {model.name or 'this model'} has {model.n_skips} "
+                "skip connections."
+            )
+
+    def skip_scales(self, n_skips: int) -> list[float] | None:
+        """Factor of each skip connection, deepest first; None when all are 1."""
+        line = skip_schedule(n_skips, self.rho_bottom, self.rho_top)
+        scales = line if self.skip_bank is None else [float(s) for s in self.skip_bank]
+        return None if all(s == 1 for s in scales) else scales
+
+    def build(self, model: Denoiser) -> tuple[Denoiser, Sampler]:
+        """The model with skip-tuning, then guidance, around it, and the sampler these knobs describe.
+
+        Raises:
+            BadValue: values that contradict each other or the model.
+        """
+        self.check(model)
+        scales = self.skip_scales(model.n_skips)
+        if scales is not None:
+            model = SkipTuned(model, scales)
+        if self.guidance != 1:
+            model = Guided(model, self.guidance, interval=self._interval())
+        return model, OdeSampler(self._solver(), self._grid())
+
+    @property
+    def labels(self) -> Literal["balanced"] | int | None:
+        """`label` as the samplers' `labels` argument: "balanced", one class, or None for no class."""
+        return "balanced" if self.label is None else None if self.label == -1 else self.label
+
+    def key(self) -> str:
+        """Short hash of what acts: knobs the solver or grid ignores do not enter."""
+        return hashlib.sha256(json.dumps(self.active(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def active(self) -> dict[str, Any]:
+        """Values that have an effect with the present solver and grid, whatever the model."""
+        out = self.to_dict()
+        if self.solver != "alpha2":
+            del out["alpha"]
+        if self.grid not in USES_RHO:
+            del out["rho"]
+        if self.solver != "edm-stochastic":
+            for name in CHURN:
+                del out[name]
+        if self.guidance == 1:
+            for name in GUIDANCE:
+                del out[name]
+        if self.skip_bank is not None:
+            del out["rho_bottom"], out["rho_top"]
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: _plain(getattr(self, name)) for name in names()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplerKnobs:
+        """Knobs from a mapping; missing ones take their default, unknown ones raise UnknownName."""
+        return cls(**dict(values))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SamplerKnobs:
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise BadFile(f"not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise BadFile(f"expected a JSON object of knobs, got {type(values).__name__}.")
+        return cls.from_dict(values)
+
+    def changed(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Knobs that differ from `other` (a dict as `to_dict` or `defaults` gives)."""
+        return {name: value for name, value in self.to_dict().items() if value != other.get(name)}
+
+    def describe(self, model: Denoiser | None = None) -> str:
+        """Short name of this setting for a history row, e.g. "heun 9 · ρ 5 · w 2"."""
+        base = self.defaults(model)
+        active = self.active()
+        parts = [f"{self.solver} {self.n_steps}"]
+        if self.grid != base["grid"]:
+            parts.append(self.grid)
+        for name in ("rho", "alpha", "sigma_min", "sigma_max", *CHURN, *GUIDANCE, "rho_bottom", "rho_top"):
+            if name in active and active[name] != base[name]:
+                parts.append(f"{TITLES[name]} {active[name]:.3g}")
+        if self.label is not None and self.label >= 0:
+            parts.append(f"class {self.label}")
+        if self.skip_bank is not None:
+            parts.append("skip bank")
+        return " · ".join(parts).replace("weight w", "w")
+
+    def controls(self, model: Denoiser) -> list[Control]:
+        """Every knob but the seed as a `Control`, in the order of GROUPS."""
+        reasons, defaults, out = self.inapplicable(model), self.defaults(model), []
+        for group, members in GROUPS.items():
+            for name in members:
+                p, value = self.param[name], _plain(getattr(self, name))
+                common = dict(
+                    name=name,
+                    title=TITLES.get(name, name),
+                    group=group,
+                    value=value,
+                    default=defaults[name],
+                    doc=p.doc,
+                    reason=reasons.get(name, ""),
+                )
+                if isinstance(p, param.Selector):
+                    out.append(Control(kind="choice", choices=tuple(p.objects), names=tuple(p.objects), **common))
+                elif name == "label":
+                    classes = tuple(range(model.n_classes))
+                    words = ("every class in turn", "no class", *(str(c) for c in classes))
+                    out.append(Control(kind="choice", choices=(None, -1, *classes), names=words, **common))
+                elif name == "skip_bank":
+                    blocks = tuple(getattr(model, "skip_names", ())) or tuple(
+                        f"block {i}" for i in range(model.n_skips)
+                    )
+                    common["value"] = value or self.skip_scales(model.n_skips) or [1.0] * model.n_skips
+                    out.append(Control(kind="bank", low=0.0, high=1.5, step=0.05, names=blocks, **common))
+                else:
+                    low, high = p.bounds
+                    kind = "integer" if isinstance(p, param.Integer) else "number"
+                    log, unit = name in LOGARITHMIC, UNITS.get(name, "")
+                    out.append(Control(kind=kind, low=low, high=high, step=p.step, log=log, unit=unit, **common))
+        return out
+
+    def to_python(self, model_name: str, n: int = 2000) -> str:
+        """Script that prints the number on screen: same model, sampler, seeds and batches, hence the same value."""
+        solver, grid = self._solver(), self._grid_call()
+        imports = {"explorer.models": ["load"], "explorer.live": ["metric_for", "quality"]}
+        imports["explorer.sampling"] = ["OdeSampler", "TimeGrid", type(solver).__name__]
+        lines = [f"model = load({model_name!r})"]
+        if self.skip_scales(2) is not None:
+            ends = f"rho_bottom={self.rho_bottom!r}, rho_top={self.rho_top!r}"
+            scales = ends if self.skip_bank is None else repr([float(s) for s in self.skip_bank])
+            lines.append(f"model = SkipTuned(model, {scales})")
+            imports["explorer.models"].append("SkipTuned")
+        if self.guidance != 1:
+            low, high = self._interval()
+            high_text = "float('inf')" if math.isinf(high) else repr(high)
+            lines.append(f"model = Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
+            imports["explorer.models"].append("Guided")
+        lines.append(f"sampler = OdeSampler({solver!r}, {grid})")
+        label = "" if self.label is None else f", label={self.label}"
+        lines += [
+            f"for live in quality(model, sampler, metric_for(model), n={n}, start_seed={self.seed}{label}):",
+            '    print(live.estimate, f"{live.nfe} NFE", f"{live.seconds:.1f} s")',
+        ]
+        head = [f"from {module} import {', '.join(sorted(what))}" for module, what in sorted(imports.items())]
+        return "\n".join([*head, "", *lines]) + "\n"
+
+    def to_cli(self, model_name: str, n: int = 2000) -> str:
+        """Command that prints the number on screen."""
+        parts = ["explorer", "eval", model_name]
+        for name, value in self.active().items():
+            if name in ("solver", "n_steps", "sigma_min", "sigma_max", "seed") or value != self.param[name].default:
+                text = ",".join(f"{v:g}" for v in value) if isinstance(value, list) else _short(value)
+                parts += [FLAGS.get(name, "--" + name.replace("_", "-")), text]
+        return " ".join([*parts, "--n", str(n)])
+
+    def _interval(self) -> tuple[float, float]:
+        high = math.inf if self.guidance_hi >= self.param.guidance_hi.bounds[1] else float(self.guidance_hi)
+        return float(self.guidance_lo), high
+
+    def _solver(self):
+        if self.solver == "alpha2":
+            return SOLVERS["alpha2"](float(self.alpha))
+        if self.solver == "edm-stochastic":
+            return SOLVERS["edm-stochastic"](*(float(getattr(self, name)) for name in CHURN))
+        return SOLVERS[self.solver]()
+
+    def _grid(self) -> TimeGrid:
+        warp = (self.rho,) if self.grid in USES_RHO else ()
+        return GRIDS[self.grid](self.n_steps, self.sigma_min, self.sigma_max, *warp)
+
+    def _grid_call(self) -> str:
+        warp = f", rho={self.rho!r}" if self.grid in USES_RHO else ""
+        return f"TimeGrid.{GRIDS[self.grid].__name__}({self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp})"
+
+
+def names() -> list[str]:
+    """Names of all knobs, in order."""
+    return [name for name in SamplerKnobs.param if name != "name"]
+
+
+def _clip(name: str, value: float) -> float:
+    low, high = SamplerKnobs.param[name].bounds
+    return float(min(max(value, low), high))
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value as the knob stores it (a number knob always a float, so that equal settings have equal keys).
+
+    Raises BadValue or UnknownName, in one sentence, for a value outside the knob's own range.
+    """
+    p = SamplerKnobs.param[name]
+    if isinstance(p, param.Selector):
+        if value not in p.objects:
+            raise UnknownName(name, value, p.objects)
+        return value
+    if value is None and p.allow_None:
+        return None
+    if name == "skip_bank":
+        if not isinstance(value, list | tuple) or not all(_is_number(v) and 0 <= v <= 1.5 for v in value):
+            raise BadValue(f"skip_bank must be a list of factors from 0 to 1.5, got {value!r}.")
+        return [float(v) for v in value]
+    low, high = p.bounds
+    whole = isinstance(p, param.Integer)
+    if not _is_number(value) or not low <= value <= high or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise BadValue(f"{name} = {value!r}: expected {kind} from {low:g} to {high:g}.")
+    return int(value) if whole else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    return [float(v) for v in value] if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
