@@ -1,0 +1,201 @@
+"""The command line: what it prints for people and for machines, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from explorer import cli
+from explorer.knobs import SamplerKnobs, names
+from explorer.models.bundled import load
+
+ORACLE = "oracle-8gaussians"
+
+
+def run(*args: str, code: int = 0):
+    result = CliRunner().invoke(cli.app, [str(a) for a in args], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
+    return result
+
+
+def document(*args: str) -> dict | list:
+    """Standard output of a --json run, which must be one JSON document and nothing else."""
+    return json.loads(run(*args, "--json").stdout)
+
+
+def refusal(*args: str) -> str:
+    """The one sentence a bad input gets: exit code 2, nothing on standard output, no traceback."""
+    result = run(*args, code=2)
+    assert result.stdout == ""
+    text = result.stderr.strip()
+    assert text.startswith("error: ") and "Traceback" not in text and text.count("\n") == 0, text
+    return text.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("command", ["serve", "sample", "eval", "record", "train", "list", "bench"])
+def test_each_command_explains_itself_with_examples(command):
+    text = run(command, "--help").stdout
+    assert f"explorer {command}" in text.partition("Examples")[2]
+    assert command in run("--help").stdout
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "record"])
+def test_every_knob_is_an_option_with_its_documentation(command):
+    text = " ".join(run(command, "--help").stdout.split())
+    for name in names():
+        assert f"--{name.replace('_', '-')}" in text
+        assert SamplerKnobs.param[name].doc.split()[0] in text
+    assert "--sampler" in text and "--steps" in text
+
+
+def test_eval_prints_what_a_machine_needs():
+    out = document("eval", ORACLE, "--sampler", "heun", "--steps", 18, "--n", 300, "--seed", 5)
+    assert {"metric", "value", "std_error", "n", "nfe", "raw", "seconds"} <= set(out)
+    assert out["n"] == 300 and out["nfe"] == 35 and out["std_error"] > 0 and out["seconds"] > 0
+    assert out["model"] == ORACLE and out["seeds"] == [5, 305] and out["knobs"]["n_steps"] == 18
+    assert out["sampler"]["solver"] == {"name": "heun"}
+    assert out["versions"]["torch"] == torch.__version__
+
+
+def test_eval_does_not_depend_on_the_batch_and_knob_names_and_short_flags_agree():
+    first = document("eval", ORACLE, "--sampler", "euler", "--steps", 6, "--n", 200, "--batch", 64)
+    second = document("eval", ORACLE, "--solver", "euler", "--n-steps", 6, "--n", 200, "--batch", 200)
+    assert first["value"] == pytest.approx(second["value"], rel=1e-9)
+    assert first["knobs"] == second["knobs"] and first["metric"] == second["metric"]
+
+
+def test_eval_without_json_is_one_line():
+    text = run("eval", ORACLE, "--steps", 4, "--n", 200).stdout
+    assert re.fullmatch(r".+ ± .+ \(n=200\).*, 7 NFE, [\d.]+ s\n", text)
+
+
+def test_the_dashboards_command_line_reproduces_its_knobs():
+    knobs = SamplerKnobs(solver="edm-stochastic", n_steps=7, rho=5.0, s_churn=12.0, seed=3)
+    words = knobs.to_cli(ORACLE, n=128).split()
+    assert words[:2] == ["explorer", "eval"]
+    assert document(*words[1:])["knobs"] == knobs.to_dict()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_sample_writes_the_samples_of_the_python_api(tmp_path, suffix):
+    from safetensors.numpy import load_file
+
+    from explorer.sampling.samplers import sample
+
+    out = tmp_path / f"points{suffix}"
+    report = document("sample", ORACLE, "--n", 20, "--steps", 5, "--seed", 7, "--out", out)
+    stored = load_file(out) if suffix == ".safetensors" else np.load(out)
+    model = load(ORACLE)
+    built, sampler = SamplerKnobs.for_model(model, n_steps=5).build(model)
+    np.testing.assert_array_equal(stored["x"], sample(built, sampler, range(7, 27)).numpy())
+    assert list(stored["seed"]) == list(range(7, 27))
+    assert report["nfe"] == 9 and report["shape"] == [2] and report["n"] == 20
+
+
+def test_sample_draws_a_picture_of_points(tmp_path):
+    run("sample", ORACLE, "--n", 30, "--steps", 4, "--out", tmp_path / "points.png")
+    assert (tmp_path / "points.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sample_puts_images_in_rows(tmp_path):
+    x = np.linspace(-1, 1, 5 * 8 * 8).reshape(5, 1, 8, 8)
+    picture = cli.mosaic(x, columns=3, at_least=26)
+    assert picture.shape == (17, 26, 3) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture[9:17, 9:17, 0], np.round((x[4, 0] + 1) * 127.5))
+    assert (picture[9:17, 18:] == 255).all()
+    cli.write_png(tmp_path / "grid.png", {"x": x})
+    assert (tmp_path / "grid.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_record_stores_a_trajectory(tmp_path, suffix):
+    from explorer.trajectory import storage
+
+    out = tmp_path / f"run{suffix}"
+    report = document("record", ORACLE, "--n", 12, "--steps", 5, "--keep", "slope,x0_hat", "--out", out)
+    ds = storage.load(out)
+    assert ds.sizes["sample"] == 12 and ds.sizes["time"] == 6
+    assert {"x", "slope", "x0_hat"} <= set(ds.data_vars)
+    assert report["nfe"] == ds.attrs["nfe"] == 9 and report["bytes"] > 0
+
+
+@pytest.mark.parametrize("what", cli.LISTED)
+def test_list_is_the_same_for_people_and_machines(what):
+    rows = document("list", what)
+    assert rows or what == "papers"
+    text = run("list", what).stdout
+    assert all(str(row["name"]) in text for row in rows)
+
+
+def test_list_tells_order_and_cost_of_each_solver():
+    rows = {row["name"]: row for row in document("list", "solvers")}
+    assert (rows["euler"]["order"], rows["euler"]["nfe"]) == (1, "n")
+    assert (rows["heun"]["order"], rows["heun"]["nfe"]) == (2, "2n - 1")
+    assert rows["dpmpp-2m"]["nfe"] == "n"
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["eval", "oracle-8gausians"], ["unknown model", "oracle-8gaussians"]),
+        (["eval", ORACLE, "--sampler", "huen"], ["unknown solver", "huen", "'heun'"]),
+        (["eval", ORACLE, "--steps", 0], ["n_steps", "0", "1"]),
+        (["eval", ORACLE, "--sigma-min", 1.0, "--sigma-max", 0.5], ["sigma_min", "below", "sigma_max"]),
+        (["eval", ORACLE, "--guidance", 2], ["guidance 2", "no classes"]),
+        (["eval", ORACLE, "--rho-bottom", 0.8], ["skip", "none"]),
+        (["eval", ORACLE, "--skip-bank", "1,x"], ["skip_bank", "numbers"]),
+        (["eval", ORACLE, "--rho", 99], ["rho", "99", "15"]),
+        (["eval", ORACLE, "--metric", "fdi"], ["unknown metric", "fdi"]),
+        (["sample", ORACLE, "--out", "grid.jpeg"], ["grid.jpeg", ".png"]),
+        (["record", ORACLE, "--out", "run.csv"], ["run.csv", ".nc"]),
+        (["record", ORACLE, "--keep", "slop", "--out", "run.nc"], ["slop", "slope"]),
+        (["record", ORACLE, "--n", 1000, "--limit", 1e-5, "--out", "run.nc"], ["GiB", "1000 samples"]),
+        (["list", "model"], ["model", "'models'"]),
+        (["train", "emd"], ["emd", "'edm'"]),
+        (["train", "edm", "--data", "digit"], ["digit", "'digits'"]),
+        (["bench", "frechett"], ["frechet"]),
+    ],
+    ids=lambda value: " ".join(map(str, value[:4])) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_clear_sentence(args, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = refusal(*args)
+    assert all(str(word) in text for word in words), text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said(tmp_path):
+    assert "cuda is not available" in refusal("eval", ORACLE, "--device", "cuda")
+
+
+def test_a_knob_that_cannot_act_is_noted():
+    result = run("eval", ORACLE, "--steps", 3, "--n", 100, "--s-churn", 5, "--json")
+    assert "note: s-churn has no effect" in result.stderr
+    json.loads(result.stdout)
+
+
+def test_interrupting_is_quiet(monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "rows_of_grids", stop)
+    result = run("list", "grids", code=130)
+    assert "interrupted" in result.stderr and "Traceback" not in result.output
+
+
+def test_completion_knows_commands_knobs_and_choices():
+    env = {"COMP_WORDS": "explorer eval digits --solver he", "COMP_CWORD": "4", "_EXPLORER_COMPLETE": "complete_bash"}
+    result = CliRunner().invoke(cli.app, [], prog_name="explorer", env=env)
+    assert "heun" in result.stdout and "euler" not in result.stdout
+
+
+def test_version():
+    from explorer import __version__
+
+    assert run("--version").stdout.strip() == f"explorer {__version__}"
