@@ -43,7 +43,7 @@ class Embedding(nn.Module):
             raise BadValue(f"the embedding width must be even, got {width}.")
         self.width, self.n_classes = width, n_classes
         self.noise = nn.Linear(width, width)
-        self.table = nn.Embedding(n_classes + 1, width) if n_classes else None
+        self.table = nn.Parameter(torch.empty(n_classes + 1, width).uniform_(-1, 1)) if n_classes else None
         self.out = nn.Linear(width, width)
 
     def forward(self, noise: Tensor, cond: Tensor | None) -> Tensor:
@@ -57,7 +57,7 @@ class Embedding(nn.Module):
         if self.table is not None:
             null = self.n_classes
             rows = noise.new_full((1,), null, dtype=torch.int64) if cond is None else torch.where(cond < 0, null, cond)
-            h = h + self.table(rows)
+            h = h + F.embedding(rows, self.table)
         elif cond is not None and bool((cond >= 0).any()):
             raise BadValue("this network has no classes (n_classes=0) but was given labels; pass cond=None.")
         return F.silu(self.out(F.silu(h)))
