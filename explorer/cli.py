@@ -277,7 +277,15 @@ def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any) -
 def eval_(
     model: Model,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 2000,
-    metric: Annotated[str, typer.Option(help="Default: the model's own metric. See explorer list metrics.")] = "",
+    metric: Annotated[
+        str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with, a name or a file. Default: what the model was made from.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
+    ] = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
@@ -291,9 +299,10 @@ def eval_(
       explorer eval digits --steps 5 --guidance 2 --json
     """
     from explorer.live import metric_for, quality
+    from explorer.models.bundled import card
 
     bare, built, sampler, knobs = prepare(model, device, given)
-    measure = metric_for(bare, metric or None)
+    measure = metric_for(bare, metric, data=data or card(model).get("data"), features=features)
     live = None
     with progress(f"{model}, {sampler.nfe(built)} NFE") as show:
         runs = quality(built, sampler, measure, n, batch, knobs.seed, label=knobs.label, geometry=False, between=show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,26 @@ from explorer.knobs import SamplerKnobs, names
 from explorer.models.bundled import load
 
 ORACLE = "oracle-8gaussians"
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def run(*args: str, code: int = 0):
     result = CliRunner().invoke(cli.app, [str(a) for a in args], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
     return result
+
+
+@pytest.fixture(scope="module")
+def user_file(tmp_path_factory) -> str:
+    """A model of the user's own: an untrained MLP without classes, saved as weights and card."""
+    from explorer.models.base import Preconditioned
+    from explorer.models.bundled import save_model
+    from explorer.nets.mlp import MLP
+    from explorer.process.paths import EDM
+    from explorer.process.precondition import EDMPrecondition
+
+    model = Preconditioned(MLP(2, width=16), EDM(), EDMPrecondition(0.5), shape=(2,), t_range=(0.002, 80.0))
+    return str(save_model(tmp_path_factory.mktemp("model"), "mine", model, {"data": "moons"}))
 
 
 def document(*args: str) -> dict | list:
@@ -146,8 +161,6 @@ def test_list_tells_order_and_cost_of_each_solver():
         (["eval", ORACLE, "--sampler", "huen"], ["unknown solver", "huen", "'heun'"]),
         (["eval", ORACLE, "--steps", 0], ["n_steps", "0", "1"]),
         (["eval", ORACLE, "--sigma-min", 1.0, "--sigma-max", 0.5], ["sigma_min", "below", "sigma_max"]),
-        (["eval", ORACLE, "--guidance", 2], ["guidance 2", "no classes"]),
-        (["eval", ORACLE, "--rho-bottom", 0.8], ["skip", "none"]),
         (["eval", ORACLE, "--skip-bank", "1,x"], ["skip_bank", "numbers"]),
         (["eval", ORACLE, "--rho", 99], ["rho", "99", "15"]),
         (["eval", ORACLE, "--metric", "fdi"], ["unknown metric", "fdi"]),
@@ -167,6 +180,24 @@ def test_bad_input_gets_one_clear_sentence(args, words, monkeypatch, tmp_path):
     text = refusal(*args)
     assert all(str(word) in text for word in words), text
     assert not list(tmp_path.iterdir())
+
+
+def test_guidance_and_skip_tuning_are_refused_where_the_model_has_nothing_to_act_on(user_file):
+    assert "guidance 2 needs a class-conditional model" in refusal("eval", user_file, "--guidance", 2)
+    assert "class 3" in refusal("eval", user_file, "--class", 3)
+    for given in (["--rho-bottom", 0.8], ["--rho-top", 0.9], ["--skip-bank", "0.8,1"]):
+        assert "skip connections" in refusal("eval", user_file, *given)
+
+
+def test_a_users_model_file_is_used_and_refused_once_it_is_damaged(user_file, tmp_path):
+    import shutil
+
+    assert document("eval", user_file, "--n", 64, "--steps", 2)["n"] == 64
+    assert document("sample", user_file, "--n", 4, "--steps", 2, "--out", tmp_path / "x.npz")["nfe"] == 3
+    copy = tmp_path / "mine.safetensors"
+    shutil.copy(user_file.replace(".safetensors", ".json"), tmp_path / "mine.json")
+    copy.write_bytes(Path(user_file).read_bytes()[:-7])
+    assert "mine" in refusal("sample", copy, "--out", tmp_path / "y.npz")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -193,6 +224,19 @@ def test_completion_knows_commands_knobs_and_choices():
     env = {"COMP_WORDS": "explorer eval digits --solver he", "COMP_CWORD": "4", "_EXPLORER_COMPLETE": "complete_bash"}
     result = CliRunner().invoke(cli.app, [], prog_name="explorer", env=env)
     assert "heun" in result.stdout and "euler" not in result.stdout
+
+
+def test_the_readmes_commands_exist():
+    lines = re.findall(r"^explorer (.+?)(?:\s+#.*)?$", README, re.M)
+    assert len(lines) >= 6
+    for line in lines:
+        run(*line.split(), "--help")
+
+
+def test_the_readmes_python_runs():
+    [code] = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert 8 <= len(code.splitlines()) <= 12
+    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_version():
