@@ -296,7 +296,6 @@ def test_band_around_the_raw_value_misses():
     assert coverage(64, 15, True, 10, seed=1)[1] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("per_feature", [5, 15])
 def test_band_covers_the_truth_200_repeats(per_feature, same):

@@ -69,6 +69,28 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return torch.matmul(torch.from_numpy(np.asarray(a)), torch.from_numpy(np.asarray(b))).numpy()
 
 
+def _times_lower(a: np.ndarray, lower: np.ndarray, block: int = 256) -> np.ndarray:
+    """a L for lower triangular L, half the work of a full product."""
+    if len(lower) <= LARGE:
+        return a @ lower
+    a, lower, out = torch.from_numpy(a), torch.from_numpy(lower), torch.empty(a.shape, dtype=torch.float64)
+    for j in range(0, len(lower), block):
+        out[:, j : j + block] = a[:, j:] @ lower[j:, j : j + block]
+    return out.numpy()
+
+
+def _congruence(root: Factor, cov: np.ndarray, block: int = 256) -> np.ndarray:
+    """L^T S L, of which only the lower triangle is promised (the eigenvalue routines read no more)."""
+    lower = root.matrix
+    if len(cov) <= LARGE or not root.triangular:
+        return _matmul(np.ascontiguousarray(lower.T), _matmul(cov, lower))
+    half, lower = torch.from_numpy(_times_lower(cov, lower)), torch.from_numpy(lower)
+    out = torch.zeros_like(half)
+    for i in range(0, len(cov), block):
+        out[i : i + block, : i + block] = lower[i:, i : i + block].T @ half[i:, : i + block]
+    return out.numpy()
+
+
 def _features(x: np.ndarray | Tensor, dim: int | None = None) -> np.ndarray:
     x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim):
@@ -132,6 +154,7 @@ class Factor(NamedTuple):
     matrix: np.ndarray  # (D, R)
     trace: float  # of S
     clipped: float  # negative mass of S that was set to zero
+    triangular: bool  # L is lower triangular
 
 
 def factor(cov: np.ndarray) -> Factor:
@@ -144,20 +167,21 @@ def factor(cov: np.ndarray) -> Factor:
     trace = float(np.trace(cov))
     lower = _cholesky(cov)
     if lower is not None:
-        return Factor(lower, trace, 0.0)
+        return Factor(lower, trace, 0.0, True)
     w, v = _eigh(cov)
     kept = w > 4 * math.sqrt(len(w)) * EPS * max(float(w[-1]), 0.0)
-    return Factor(np.ascontiguousarray(v[:, kept] * np.sqrt(w[kept])), trace, float(-w[w < 0].sum()))
+    return Factor(np.ascontiguousarray(v[:, kept] * np.sqrt(w[kept])), trace, float(-w[w < 0].sum()), False)
 
 
 def _symmetric(cov: np.ndarray) -> np.ndarray:
     cov = np.ascontiguousarray(cov, dtype=np.float64)
     if cov.ndim != 2 or cov.shape[0] != cov.shape[1]:
         raise BadValue(f"a covariance is a square matrix, got shape {cov.shape}.")
-    scale = float(np.abs(cov).max(initial=0.0))
-    if not math.isfinite(scale):
+    probe = np.cos(np.arange(1.0, len(cov) + 1))  # S v = S^T v for one generic v: two passes, no copies
+    right, left = cov @ probe, probe @ cov
+    if not np.isfinite(right).all():
         raise BadValue("the covariance holds NaN or infinity.")
-    if scale and float(np.abs(cov - cov.T).max()) > 1e-6 * scale:
+    if np.abs(right - left).max(initial=0.0) > 1e-6 * max(np.abs(right).max(initial=0.0), abs(np.trace(cov))):
         raise BadValue("the covariance is not symmetric.")
     return cov
 
@@ -176,8 +200,7 @@ def spectrum(cov1: np.ndarray, root2: Factor) -> Spectrum:
     up to 1e-9 of the traces (both covariances nearly singular), the singular values of L1^T L2 are taken instead,
     which do not lose digits.
     """
-    half = _matmul(np.ascontiguousarray(root2.matrix.T), cov1)
-    return _spectrum_from(_eigvalsh(_matmul(half, root2.matrix)), cov1, root2)
+    return _spectrum_from(_eigvalsh(_congruence(root2, cov1)), cov1, root2)
 
 
 def _spectrum_from(eigenvalues: np.ndarray, cov1: np.ndarray, root2: Factor) -> Spectrum:
@@ -238,9 +261,10 @@ def frechet_from_samples(x: np.ndarray | Tensor, y: np.ndarray | Tensor | Refere
         return frechet_distance(moments.mean, moments.cov, reference.mean, reference.root)
     mean = x.mean(0)
     c = (x - mean) / math.sqrt(len(x) - 1)
-    half = _matmul(c, reference.root.matrix)
+    root = reference.root
+    half = _times_lower(c, root.matrix) if root.triangular else _matmul(c, root.matrix)
     s = np.sqrt(np.maximum(_eigvalsh(_matmul(half, np.ascontiguousarray(half.T))), 0.0))
-    return _distance(mean - reference.mean, float((c**2).sum()), reference.root.trace, s)
+    return _distance(mean - reference.mean, float((c**2).sum()), root.trace, s)
 
 
 def _from_gram(x: np.ndarray, y: np.ndarray) -> float:
@@ -278,7 +302,7 @@ def influence(x: np.ndarray, moments: Moments, reference: Reference) -> np.ndarr
     """
     c = _features(x) - moments.mean
     root = reference.root.matrix
-    w, v = _eigh(_matmul(_matmul(np.ascontiguousarray(root.T), moments.cov), root))
+    w, v = _eigh(_congruence(reference.root, moments.cov))
     kept = w > 4 * EPS * max(float(w[-1]), 0.0) * math.sqrt(len(w)) if len(w) else w > 0
     mapped = _matmul(c, _matmul(root, v[:, kept] * w[kept] ** -0.25))
     centre = float(np.trace(moments.cov)) - float(np.sqrt(w[kept]).sum())  # tr(A S1) = sum of s
