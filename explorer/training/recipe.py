@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
 
 from explorer.data import Dataset
 from explorer.metrics.base import Estimate
@@ -59,20 +62,24 @@ class Recipe:
         data: name of the data set, see `explorer.data`.
         method: builds the method, networks included, for the loaded data; called with torch's random state pinned.
         plan: length, optimizer, averages, seed.
-        sampler: with which its quality is stated.
+        sampler: with which its quality is stated; None for what is not sampled from.
         ema: which average is exported.
         cost: what a run costs, in words a user can plan with.
         notes: what a reader of the model's card should know.
+        settings: the method's own numbers, for the card.
+        measure: exported network -> card entries; None measures samples, see `explorer.training.evaluate`.
     """
 
     name: str
     data: str
     method: Callable[[Dataset], Method]
     plan: Plan
-    sampler: Sampler
+    sampler: Sampler | None
     ema: str = "ema"
     cost: str = ""
     notes: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    measure: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""How good a trained model is, as rows for its card: distance to the data, agreement with its labels, and memory.
+
+N generated samples, M samples of the test split, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from explorer.data import Dataset
+from explorer.metrics.base import Estimate
+from explorer.metrics.features import FeatureSpace, feature_space, pixel_space, points_space
+from explorer.metrics.frechet import Frechet, Reference, frechet_from_samples
+from explorer.metrics.kernel import energy_distance
+from explorer.metrics.neighbours import Memorisation
+from explorer.metrics.points import ExactW2
+from explorer.models.base import Denoiser
+from explorer.sampling.samplers import Sampler, sample
+from explorer.sampling.seeds import Seeds
+
+FIRST_SEED = 1_000_000
+"""Cards are measured on seeds from here on; training and the dashboard's default seeds stay below."""
+
+CLASSIFIERS = {"digits": "digits-cnn"}
+"""Feature space and classifier of each labelled image data set."""
+
+
+def evaluate(model: Denoiser, train: Dataset, test: Dataset, sampler: Sampler, *, draws: int = 20) -> dict[str, Any]:
+    """Card entries "metrics" and, for images, "memorisation".
+
+    Args:
+        model: on any device; samples come from seeds never used in training.
+        train, test: both splits; each of the `draws` sets of samples has the size of the test split.
+    """
+    n = len(test) if train.name in CLASSIFIERS else 1000
+    chunks = [_samples(model, sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
+    about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
+    if train.name in CLASSIFIERS:
+        return _images(model, chunks, train, test, about)
+    return {"metrics": _points(chunks, train, about)}
+
+
+def _samples(model: Denoiser, sampler: Sampler, seeds: range) -> Tensor:
+    with torch.no_grad():
+        return sample(model, sampler, Seeds(seeds)).cpu()
+
+
+def _images(model: Denoiser, chunks: list[Tensor], train: Dataset, test: Dataset, about: Mapping) -> dict[str, Any]:
+    from explorer.models.bundled import load_features
+
+    name = CLASSIFIERS[train.name]
+    space = feature_space(name, train.shape)
+    reference = Reference.of(space, train.x, data=f"{train.name}/train")
+    n, everything = len(test), torch.cat(chunks)
+
+    raw = np.array([frechet_from_samples(space(chunk).numpy(), reference) for chunk in chunks])
+    mine = Estimate(raw.mean(), raw.std(ddof=1) / math.sqrt(len(raw)), n, f"FD[{name}] raw")
+    held_out = frechet(space, reference, test.x)
+    theirs = Estimate(held_out.raw, held_out.std_error, n, f"FD[{name}] raw of the test split")
+    rows = [
+        {
+            **row(mine),
+            **about,
+            "draws": len(chunks),
+            "reference": reference.data,
+            "note": "not bias-corrected, equal n",
+        },
+        {**row(theirs), "reference": reference.data, "note": "not bias-corrected, equal n"},
+        row(ratio(mine, theirs, f"FD[{name}] over that of the test split, equal n")),
+        {**row(frechet(space, reference, everything)), **about, "reference": reference.data},
+        {**row(held_out), "metric": f"FD[{name}] of the test split", "reference": reference.data},
+    ]
+    if model.n_classes:
+        classifier = load_features(name).eval()
+        labels = Seeds(range(FIRST_SEED, FIRST_SEED + len(everything))).labels(model.n_classes)
+        right = agreement(classifier, everything, labels)
+        rows.append({**row(proportion(right, f"agreement of {name} with the label")), **about})
+        rows.append(
+            row(proportion(agreement(classifier, test.x, test.labels), f"accuracy of {name} on the test split"))
+        )
+    memory = []
+    for features in (space, pixel_space(train.shape)):
+        meter = Memorisation(features, train.x, test.x)
+        meter.update(everything)
+        rows.append({**row(meter.compute()), **about})
+        memory.append(meter.summary())
+    return {"metrics": rows, "memorisation": memory}
+
+
+def _points(chunks: list[Tensor], train: Dataset, about: Mapping) -> list[dict]:
+    """Points of the plane against fresh draws of the known distribution, and fresh draws against each other: the floor."""
+    space, n = points_space(train.shape[0]), len(chunks[0])
+    fresh = [train.draw(n, torch.Generator().manual_seed(FIRST_SEED + i))[0] for i in range(2 * len(chunks))]
+    rows = []
+    for make in (ExactW2, energy_distance):
+        values = {"": [], " of fresh data (the floor)": []}
+        for i, chunk in enumerate(chunks):
+            for kind, x in zip(values, (chunk, fresh[2 * i]), strict=True):
+                metric = make(space, fresh[2 * i + 1])
+                metric.update(x)
+                values[kind].append(metric.compute().value)
+        for kind, v in values.items():
+            mean = Estimate(float(np.mean(v)), float(np.std(v, ddof=1)) / math.sqrt(len(v)), n, metric.name + kind)
+            rows.append({**row(mean), "draws": len(v), **({} if kind else about)})
+    return rows
+
+
+def frechet(space: FeatureSpace, reference: Reference, x: Tensor) -> Estimate:
+    metric = Frechet(space, reference)
+    metric.update(x)
+    return metric.compute()
+
+
+def row(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as a card states it."""
+    plain = estimate.to_dict()
+    plain.pop("dof", None)
+    return {"metric": plain.pop("name"), **plain}
+
+
+def ratio(a: Estimate, b: Estimate, name: str) -> Estimate:
+    """a / b of independent estimates; error to first order."""
+    value = a.value / b.value
+    return Estimate(value, abs(value) * math.hypot(a.std_error / a.value, b.std_error / b.value), a.n, name)
+
+
+def proportion(hits: Tensor, name: str) -> Estimate:
+    """Share of True in (N,), with Wilson's standard error, which stays positive at 0 and 1."""
+    n, p = len(hits), float(hits.double().mean())
+    return Estimate(p, math.sqrt(p * (1 - p) / n + 1 / (4 * n * n)) / (1 + 1 / n), n, name)
+
+
+@torch.no_grad()
+def agreement(classifier: torch.nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Whether the classifier reads each sample as its label, (N,) bool."""
+    like = next(classifier.parameters())
+    logits = [classifier(part.to(like.device, like.dtype)) for part in x.split(1024)]
+    return torch.cat(logits).argmax(1).cpu() == labels

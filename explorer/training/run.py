@@ -1,0 +1,129 @@
+"""From a recipe to a model on disk: train, evaluate, write weights and card."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from explorer.data import Loader, load_dataset
+from explorer.errors import BadValue, UnknownName
+from explorer.models.bundled import save_model
+from explorer.training.evaluate import evaluate
+from explorer.training.loop import Tick, seeded, train
+from explorer.training.recipe import Recipe
+
+
+def train_recipe(
+    recipe: Recipe,
+    run_dir: Path | str | None = None,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    minutes: float | None = None,
+) -> Iterator[Tick]:
+    """Train a recipe and yield its ticks; the last one is what `publish` takes.
+
+    Args:
+        run_dir: checkpoints and log; a run found there is resumed.
+        seed: of initialisation, data order and noise; None for the recipe's own.
+        minutes: wall-clock budget, see `Plan.minutes`.
+    """
+    plan = recipe.plan
+    changes = {"seed": plan.seed if seed is None else seed, "minutes": plan.minutes if minutes is None else minutes}
+    plan = dataclasses.replace(plan, **changes)
+    data = load_dataset(recipe.data)
+    with seeded(plan.seed):
+        method = recipe.method(data)
+    method.to(device)
+    loader = Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
+    yield from train(method, loader, plan, run_dir)
+
+
+def exported(recipe: Recipe, tick: Tick) -> nn.Module:
+    """The recipe's model as of a tick: averaged weights, in evaluation mode."""
+    return tick.method.export(tick.emas[recipe.ema]).eval()
+
+
+def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None, draws: int = 20) -> Path:
+    """Evaluate the model of a finished run, write it as NAME.safetensors with its card NAME.json, and return the former.
+
+    Args:
+        tick: the last one of `train_recipe`.
+        seed: the one the run was given; None for the recipe's own.
+        draws: disjoint sets of fresh samples the quality is measured on, each of the test split's size.
+    """
+    model = exported(recipe, tick)
+    plan = recipe.plan
+    if recipe.measure is not None:
+        measured = recipe.measure(model)
+    else:
+        splits = load_dataset(recipe.data), load_dataset(recipe.data, "test")
+        measured = evaluate(model, *splits, recipe.sampler, draws=draws)
+    card = {
+        "data": recipe.data,
+        "recipe": {
+            **plan.to_dict(),
+            "method": type(tick.method).__name__,
+            "export": recipe.ema,
+            "steps_done": tick.step,
+            "images_done": tick.n_images,
+            **recipe.settings,
+        },
+        "seed": plan.seed if seed is None else seed,
+        "minutes": round(tick.seconds / 60, 1),
+        "machine": machine(next(model.parameters()).device),
+        **measured,
+        "notes": recipe.notes,
+    }
+    return save_model(folder, recipe.name, model, card)
+
+
+def machine(device: torch.device) -> str:
+    """What computed, in words that name no host."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU, {torch.get_num_threads()} threads"
+
+
+def override(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A frozen dataclass with some fields replaced, e.g. {"plan.optimizer.lr": 5e-4}.
+
+    Text is read as the type of the value it replaces, so that command lines can pass it through.
+
+    Raises:
+        UnknownName: no such field; the message lists those there are.
+        BadValue: the text does not read as the field's type.
+    """
+    for path, new in changes.items():
+        name, _, rest = path.partition(".")
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if name not in fields:
+            raise UnknownName(f"field of {type(value).__name__}", name, fields)
+        if rest:
+            if not dataclasses.is_dataclass(fields[name]):
+                raise BadValue(f"{name} of {type(value).__name__} has no fields, so {path!r} names nothing.")
+            new = override(fields[name], {rest: new})
+        elif isinstance(new, str):
+            new = _read(new, fields[name], path)
+        value = dataclasses.replace(value, **{name: new})
+    return value
+
+
+def _read(text: str, old: Any, path: str) -> Any:
+    if isinstance(old, str):
+        return text
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return int(text) if isinstance(old, int) else float(text)
+    except (ValueError, KeyError):
+        raise BadValue(f"{path}={text!r} does not read as {type(old).__name__}, like the recipe's {old!r}.") from None
