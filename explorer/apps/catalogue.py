@@ -1,0 +1,109 @@
+"""Models and their metrics as the pages offer them: loaded once, shared by all sessions, only computed with on the worker."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+import torch
+
+from explorer.data import load_dataset
+from explorer.knobs import SamplerKnobs
+from explorer.live import data_of, metric_for
+from explorer.metrics.base import Metric
+from explorer.models import bundled
+from explorer.models.base import Denoiser
+from explorer.sampling import device_of
+
+_lock = threading.Lock()
+
+
+def names() -> list[str]:
+    """Models that can be sampled from: trained ones, then exact ones."""
+    return [*bundled.names("denoiser"), *bundled.names("oracle")]
+
+
+def default() -> str:
+    """The model a new page opens with: the class-conditional digits, or the nearest thing to them."""
+    return min(names(), key=lambda name: (name != "digits", "digits" not in name, name))
+
+
+def groups() -> list[dict]:
+    """Models for a picker: [{"title", "items": [{"name", "title"}]}]."""
+    kinds: dict[str, list[dict]] = {"Digits, 8 × 8": [], "Points in the plane": [], "Exact, no network": []}
+    for name in names():
+        card = bundled.card(name)
+        exact, flat = card["kind"] == "oracle", len(card.get("shape", ())) == 1
+        group = "Exact, no network" if exact else "Points in the plane" if flat else "Digits, 8 × 8"
+        kinds[group].append({"name": name, "title": title(name)})
+    return [{"title": kind, "items": items} for kind, items in kinds.items() if items]
+
+
+def title(name: str) -> str:
+    """The name in words: "digits / class-conditional"."""
+    if name == "digits":
+        return "digits / class-conditional"
+    if name == "digits-uncond":
+        return "digits / unconditional"
+    kind, _, rest = name.partition("-")
+    words = {"toy": "trained", "oracle": "exact"}.get(kind)
+    return f"{rest.replace('-', ' ')} / {words}" if words and rest else name
+
+
+def model(name: str) -> Denoiser:
+    """The model of that name, in evaluation mode; UnknownName where there is none."""
+    with _lock:
+        return _model(name)
+
+
+@lru_cache(maxsize=32)
+def _model(name: str) -> Denoiser:
+    return bundled.load(name).eval()
+
+
+def defaults(name: str) -> dict:
+    """Knobs with which the pages open a model: points are drawn without a class, as one class alone is often a plain Gaussian."""
+    given = model(name)
+    return SamplerKnobs.defaults(given) | ({"label": -1} if len(given.shape) == 1 and given.n_classes else {})
+
+
+def metric(name: str) -> Metric:
+    """An empty metric for samples of that model."""
+    with _lock:
+        return _metric(name).empty()
+
+
+@lru_cache(maxsize=32)
+def _metric(name: str) -> Metric:
+    return metric_for(_model(name))
+
+
+def metric_name(name: str) -> str:
+    """How that metric is printed, e.g. "FD[digits-cnn]"."""
+    return metric(name).name
+
+
+def dtype(name: str) -> str:
+    """Precision of the network, or of the state where there is none."""
+    first = next(iter(model(name).parameters()), None)
+    return str(torch.float64 if first is None else first.dtype).removeprefix("torch.")
+
+
+def device(name: str) -> str:
+    return str(device_of(model(name)))
+
+
+@lru_cache(maxsize=32)
+def points(name: str) -> torch.Tensor:
+    """Data points (N, 2) behind a 2-D model."""
+    return load_dataset(data_of(name)).x.float()
+
+
+def extent(name: str) -> float:
+    """Half the side of the square on which a 2-D model is shown."""
+    return float(points(name).abs().amax()) * 1.25
+
+
+def warm() -> None:
+    """Loads the default model and its metric, in the background."""
+    threading.Thread(target=lambda: metric(default()), name="explorer-warm", daemon=True).start()

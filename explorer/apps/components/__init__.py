@@ -1,0 +1,104 @@
+"""Panes written in the browser's own terms: one module and one style sheet each, no library, nothing fetched.
+
+Panel's material widgets were tried first and hold up; these panes exist because a knob here is a slider, a number, a
+marker, a reason and a double click at once, and because system fonts and one page load of 0.1 s were worth having.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import param
+from panel.custom import Child, JSComponent
+
+_HERE = Path(__file__).parent
+
+
+def _read(*files: str) -> str:
+    return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in files)
+
+
+class Pane(JSComponent):
+    """A pane of a page. `on_message` receives what the browser sends, a dict with a `type`."""
+
+    on_message = param.Callable(default=None, allow_None=True)
+
+    _rename = {"on_message": None}
+    __abstract = True
+
+    def __init__(self, **params):
+        params.setdefault("sizing_mode", "stretch_width")
+        params.setdefault("margin", 0)
+        super().__init__(**params)
+
+    def _handle_msg(self, data) -> None:
+        if self.on_message is not None and isinstance(data, dict):
+            self.on_message(data)
+
+
+class Top(Pane):
+    """Model, seeds, job strip, and the number."""
+
+    data = param.Dict(default={})
+    job = param.Dict(default={})
+    hero = param.Dict(default={})
+
+    _esm = _read("lib.js", "top.js")
+    _stylesheets = [_read("base.css", "top.css")]
+
+
+class Knobs(Pane):
+    """Controls drawn from `explorer.knobs.Control`."""
+
+    data = param.Dict(default={})
+    texts = param.Dict(default={})
+
+    _esm = _read("lib.js", "knobs.js")
+    _stylesheets = [_read("base.css", "knobs.css")]
+
+
+class Samples(Pane):
+    """The sheet of pictures, or the particles of a 2-D model."""
+
+    data = param.Dict(default={})
+    page_id = param.String(default="")
+
+    _esm = _read("lib.js", "samples.js")
+    _stylesheets = [_read("base.css", "samples.css")]
+
+
+class Steps(Pane):
+    """Everything that has a place on the noise axis."""
+
+    data = param.Dict(default={})
+    ghost = param.Dict(default=None, allow_None=True)
+    film = param.Dict(default=None, allow_None=True)
+
+    _esm = _read("lib.js", "steps.js")
+    _stylesheets = [_read("base.css", "steps.css")]
+
+
+class History(Pane):
+    """Settings seen so far, the verdict, and cost against quality."""
+
+    data = param.Dict(default={})
+
+    _esm = _read("lib.js", "history.js")
+    _stylesheets = [_read("base.css", "history.css")]
+
+
+class Shell(Pane):
+    """The page around the panes: rail, theme, keys, and the address."""
+
+    top = Child()
+    knobs = Child()
+    samples = Child()
+    steps = Child()
+    history = Child()
+    pages = param.List(default=[])
+    page_id = param.String(default="")
+    embedded = param.Boolean(default=False)
+    link = param.String(default="")
+
+    _esm = _read("lib.js", "shell.js")
+    _stylesheets = [_read("base.css", "shell.css")]

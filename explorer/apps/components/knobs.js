@@ -1,0 +1,182 @@
+const LOG_STEPS = 240, LOG_FLOOR = 1e-3;
+
+/** Position of a value on its slider, and back; a logarithmic slider keeps 0, where allowed, as its left end. */
+function scaleOf(c) {
+  if (!c.log) return { min: c.low, max: c.high, step: c.step, to: (v) => v, from: (t) => (c.kind === "integer" ? Math.round(t) : Number(t.toPrecision(6))) };
+  const floor = c.low > 0 ? c.low : LOG_FLOOR, span = Math.log(c.high / floor);
+  return {
+    min: 0, max: LOG_STEPS, step: 1,
+    to: (v) => (v <= floor ? 0 : LOG_STEPS * Math.log(v / floor) / span),
+    from: (t) => (t <= 0 ? c.low : t >= LOG_STEPS ? c.high : Number((floor * Math.exp(span * t / LOG_STEPS)).toPrecision(2))),
+  };
+}
+
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+export function render({ model, el }) {
+  const send = (message) => model.send_msg(message);
+  const preview = throttle((knob, value) => send({ type: "preview", knob, value }), 60);
+  const rows = new Map();
+  let structure = "", dragging = null, openGroups = null;
+
+  const body = h("div");
+  const importer = h("input", { type: "file", accept: ".json,application/json", hidden: true, "data-part": "import",
+    onchange: async () => { const file = importer.files[0]; if (file) send({ type: "import", text: await file.text() }); importer.value = ""; } });
+
+  async function copy(button, text) {
+    const words = button.textContent;
+    try { await navigator.clipboard.writeText(text); button.textContent = "copied ✓"; } catch { button.textContent = "copying was refused"; }
+    setTimeout(() => { button.textContent = words; items.hidden = true; }, 900);
+  }
+  function download() {
+    const url = URL.createObjectURL(new Blob([model.texts.json], { type: "application/json" }));
+    h("a", { href: url, download: model.texts.file }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+    items.hidden = true;
+  }
+  const items = h("div", { hidden: true, role: "menu" },
+    h("button", { type: "button", role: "menuitem", "data-act": "python", onclick: (e) => copy(e.target, model.texts.python) }, "Copy as Python"),
+    h("button", { type: "button", role: "menuitem", "data-act": "cli", onclick: (e) => copy(e.target, model.texts.cli) }, "Copy as command line"),
+    h("button", { type: "button", role: "menuitem", "data-act": "link", onclick: (e) => copy(e.target, location.href) }, "Copy link to this view"),
+    h("button", { type: "button", role: "menuitem", "data-act": "export", onclick: download }, "Export state (JSON)"),
+    h("button", { type: "button", role: "menuitem", onclick: () => { items.hidden = true; importer.click(); } }, "Import state…"));
+  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": "copy", onclick: () => { items.hidden = !items.hidden; } }, "Copy ▾");
+  const menu = h("div", { class: "menu" }, opener, items);
+  menu.addEventListener("focusout", (e) => { if (!menu.contains(e.relatedTarget)) items.hidden = true; });
+  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
+
+  const pane = h("section", { class: "pane card knobs", "aria-label": "Knobs" },
+    h("div", { class: "bar" }, h("h2", {}, "Knobs"),
+      h("button", { class: "btn", type: "button", "data-act": "reset", title: "All knobs back to their defaults (r)", onclick: () => send({ type: "reset" }) }, "Reset"),
+      menu,
+      h("button", { class: "btn primary", type: "button", "data-act": "pin", title: "Compare everything after with this setting (p)", onclick: () => send({ type: "pin" }) }, "Pin as A")),
+    body, importer);
+  const tip = tooltip(pane);
+
+  function explain(target, c) {
+    const range = c.kind === "choice" ? "" : `${short(c.low)} to ${short(c.high)}${c.unit ? " " + c.unit : ""}`;
+    const base = c.kind === "choice" || c.kind === "bank" ? c.names[c.choices.indexOf(c.default)] : short(c.default);
+    const facts = [range && `Range ${range}`, base && `default ${base}`, "double click resets"].filter(Boolean).join(" · ");
+    tip.show(target, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), h("div", { class: "range" }, facts), c.reason ? h("div", { class: "why" }, c.reason) : "");
+  }
+
+  function row(c) {
+    const id = `knob-${c.name}`;
+    const control = () => model.data.controls.find((x) => x.name === c.name);
+    const label = h("label", { for: id }, h("span", { class: "dot", title: "differs from A" }), c.title);
+    const set = (value) => send({ type: "set", knob: c.name, value });
+    let inputs, show;
+    if (c.kind === "choice") {
+      const choice = h("select", { id, class: "wide", "data-knob": c.name, onchange: () => set(c.choices[choice.selectedIndex]) }, c.names.map((name) => h("option", {}, name)));
+      inputs = [choice];
+      show = (x) => { choice.selectedIndex = x.choices.findIndex((v) => v === x.value); };
+    } else {
+      const scale = scaleOf(c);
+      const paint = () => slider.style.setProperty("--at", `${100 * (slider.valueAsNumber - scale.min) / (scale.max - scale.min)}%`);
+      const slider = h("input", { id, type: "range", min: scale.min, max: scale.max, step: scale.step, "data-knob": c.name,
+        oninput: () => { const v = scale.from(slider.valueAsNumber); dragging = c.name; number.value = v; slider.setAttribute("aria-valuetext", short(v)); paint(); preview(c.name, v); },
+        onchange: () => { dragging = null; set(scale.from(slider.valueAsNumber)); } });
+      const number = h("input", { type: "number", step: "any", "aria-label": `${c.title}, value`, "data-number": c.name,
+        onchange: () => { if (!Number.isNaN(number.valueAsNumber)) set(number.valueAsNumber); } });
+      inputs = [slider, number];
+      show = (x) => {
+        if (dragging === c.name) return;
+        slider.value = scale.to(x.value); slider.setAttribute("aria-valuetext", short(x.value)); paint();
+        if (pane.getRootNode().activeElement !== number) number.value = Number(x.value.toPrecision(4));
+      };
+    }
+    const line = h("div", { class: "knob", "data-row": c.name, ondblclick: (e) => { e.preventDefault(); send({ type: "reset", knob: c.name }); } }, label, inputs);
+    for (const part of [label, ...inputs]) {
+      part.addEventListener("pointerenter", () => { if (part === label || control().reason) explain(line, control()); });
+      part.addEventListener("pointerleave", tip.hide);
+      part.addEventListener("blur", tip.hide);
+    }
+    // Disabled inputs swallow pointer events; the row still explains itself.
+    line.addEventListener("pointerenter", () => { if (control().reason) explain(line, control()); });
+    line.addEventListener("pointerleave", tip.hide);
+    for (const input of inputs) input.addEventListener("focus", () => { if (input.matches(":focus-visible") && input.type !== "number") explain(line, control()); });
+    rows.set(c.name, (x) => {
+      show(x);
+      line.classList.toggle("off", Boolean(x.reason));
+      line.classList.toggle("differs", x.differs);
+      for (const input of inputs) { input.disabled = Boolean(x.reason); input.setAttribute("aria-description", x.reason || x.doc); }
+    });
+    return line;
+  }
+
+  function bank(c) {
+    const high = c.high, held = { values: null };
+    const cells = c.names.map((name, i) => {
+      const fillBar = h("i");
+      const cell = h("div", { class: "cell", tabindex: 0, role: "slider", "aria-label": `skip ${name}`, "aria-orientation": "vertical", "aria-valuemin": c.low, "aria-valuemax": high, "data-skip": i }, fillBar);
+      const put = (v, done) => {
+        if (now().reason) return;
+        held.values = held.values || [...now().value];
+        held.values[i] = Number(clamp(Math.round(v / c.step) * c.step, c.low, high).toFixed(4));
+        paint(held.values);
+        if (done) { send({ type: "set", knob: c.name, value: held.values }); held.values = null; } else preview(c.name, held.values);
+      };
+      const at = (e) => { const box = cell.getBoundingClientRect(); return high * (1 - (e.clientY - box.top) / box.height); };
+      cell.addEventListener("pointerdown", (e) => { if (e.detail < 2) { cell.setPointerCapture(e.pointerId); cell.focus({ focusVisible: false }); put(at(e), false); } });
+      cell.addEventListener("pointermove", (e) => { if (cell.hasPointerCapture(e.pointerId)) put(at(e), false); });
+      cell.addEventListener("pointerup", (e) => { if (cell.hasPointerCapture(e.pointerId)) { cell.releasePointerCapture(e.pointerId); put(at(e), true); } });
+      cell.addEventListener("dblclick", (e) => { e.stopPropagation(); put(1, true); });
+      cell.addEventListener("keydown", (e) => {
+        const move = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 4, PageDown: -4 }[e.key];
+        if (move) { e.preventDefault(); put(now().value[i] + move * c.step, true); }
+        if (e.key === "Home") { e.preventDefault(); put(1, true); }
+      });
+      cell.addEventListener("pointerenter", () => tip.show(cell, h("div", {}, h("b", {}, name), ` ${short(now().value[i])}`), now().reason ? h("div", { class: "why" }, now().reason) : h("div", { class: "range" }, "drag, arrow keys; double click: 1")));
+      cell.addEventListener("pointerleave", tip.hide);
+      return { cell, fillBar };
+    });
+    const now = () => model.data.controls.find((x) => x.name === c.name);
+    const paint = (values) => cells.forEach(({ cell, fillBar }, i) => {
+      fillBar.style.height = `${100 * values[i] / high}%`;
+      cell.setAttribute("aria-valuenow", values[i]);
+      cell.setAttribute("aria-valuetext", short(values[i]));
+    });
+    const clear = h("button", { class: "btn", type: "button", onclick: () => send({ type: "reset", knob: c.name }) }, "back to the line");
+    const head = h("div", { class: "bankhead" }, h("span", { class: "dot" }), c.title, clear);
+    head.addEventListener("pointerenter", () => explain(head, now()));
+    head.addEventListener("pointerleave", tip.hide);
+    const strip = h("div", { class: "bank", "data-row": c.name }, cells.map(({ cell }) => cell));
+    rows.set(c.name, (x) => {
+      if (!held.values) paint(x.value);
+      strip.classList.toggle("off", Boolean(x.reason));
+      head.classList.toggle("differs", x.differs);
+      clear.hidden = !x.set;
+      for (const { cell } of cells) cell.setAttribute("aria-disabled", Boolean(x.reason));
+    });
+    return h("div", {}, head, strip, h("div", { class: "ends" }, h("span", {}, `${c.names[0]} (deepest)`), h("span", {}, c.names.at(-1))));
+  }
+
+  function draw() {
+    const d = model.data;
+    if (!d.controls) return;
+    const key = JSON.stringify(d.controls.map((c) => [c.name, c.names, c.low, c.high, c.default]));
+    if (key !== structure) {
+      structure = key;
+      rows.clear();
+      openGroups = openGroups || new Set(d.open);
+      body.replaceChildren(...d.groups.map((group) => {
+        const members = d.controls.filter((c) => c.group === group);
+        if (members.every((c) => c.kind === "bank" && !c.names.length)) return h("span");
+        const details = h("details", { class: "group", "data-group": group, open: openGroups.has(group), ontoggle: () => { openGroups[details.open ? "add" : "delete"](group); } },
+          h("summary", {}, group, h("span", { class: "dot" }), h("span", { class: "gist" })),
+          h("div", { class: "rows" }, members.map((c) => (c.kind === "bank" ? (c.names.length ? bank(c) : "") : row(c)))));
+        return details;
+      }));
+    }
+    for (const c of d.controls) rows.get(c.name)?.(c);
+    for (const details of body.querySelectorAll("details")) {
+      const members = d.controls.filter((c) => c.group === details.dataset.group);
+      details.classList.toggle("differs", members.some((c) => c.differs));
+      details.classList.toggle("rest", members.every((c) => c.reason));
+      details.querySelector(".gist").textContent = d.gists[details.dataset.group] || "";
+    }
+  }
+  model.on("data", draw);
+  draw();
+  return pane;
+}

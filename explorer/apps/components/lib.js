@@ -1,0 +1,94 @@
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Element `tag` with attributes (on* are listeners, null is left out) and children. */
+function h(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+function s(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** Number as a person would write it: three significant digits, no trailing noise. */
+function short(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1000 || size < 0.0005) return Number(value.toPrecision(2)).toString();
+  return Number(value.toPrecision(3)).toString();
+}
+
+const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+
+/** Interval that has held every value shown so far: frames expand and never shrink until `reset`. */
+class Frame {
+  constructor() { this.reset(); }
+  reset() { this.low = Infinity; this.high = -Infinity; }
+  add(...values) {
+    for (const v of values.flat()) {
+      if (v === null || !Number.isFinite(v)) continue;
+      this.low = Math.min(this.low, v);
+      this.high = Math.max(this.high, v);
+    }
+    return this;
+  }
+  get empty() { return this.low > this.high; }
+}
+
+/** About `count` round numbers between low and high. */
+function ticks(low, high, count) {
+  const raw = (high - low) / Math.max(count, 1);
+  if (!(raw > 0)) return [low];
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
+  const out = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) out.push(Number(v.toPrecision(12)));
+  return out;
+}
+
+/** One tooltip per pane, placed beside what it explains and kept on screen. */
+function tooltip(pane) {
+  const box = h("div", { class: "tip", role: "tooltip", hidden: true });
+  pane.append(box);
+  return {
+    show(target, ...content) {
+      box.replaceChildren(...content);
+      box.hidden = false;
+      const at = target.getBoundingClientRect(), size = box.getBoundingClientRect();
+      let left = at.right + 10, top = at.top - 4;
+      if (left + size.width > innerWidth - 8) left = Math.max(8, at.left - size.width - 10);
+      if (left < at.right && left + size.width > at.left) { left = clamp(at.left, 8, innerWidth - size.width - 8); top = at.bottom + 6; }
+      top = clamp(top, 8, innerHeight - size.height - 8);
+      // A transformed ancestor would shift `fixed`; measure where the box went and correct.
+      box.style.left = `${left}px`; box.style.top = `${top}px`;
+      const got = box.getBoundingClientRect();
+      box.style.left = `${2 * left - got.left}px`; box.style.top = `${2 * top - got.top}px`;
+    },
+    hide() { box.hidden = true; },
+  };
+}
+
+/** Calls `fn` with the latest arguments at most once per `ms`, the last call always included. */
+function throttle(fn, ms) {
+  let timer = null, latest = null;
+  return (...values) => {
+    latest = values;
+    if (timer) return;
+    timer = setTimeout(() => { timer = null; fn(...latest); }, ms);
+  };
+}
+
+const typing = (event) => {
+  const target = event.composedPath()[0];
+  return target instanceof HTMLElement && (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.isContentEditable);
+};

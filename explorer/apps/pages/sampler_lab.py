@@ -1,0 +1,104 @@
+"""The Sampler Lab: turn one knob, see what moved, and know whether the difference is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from explorer.apps import components, views
+from explorer.apps.session import Session
+
+REDRAWS = {
+    "state": ("top", "knobs", "texts", "link"),
+    "job": ("job",),
+    "result": ("hero", "samples", "steps", "history", "texts"),
+    "ghost": ("ghost", "samples"),
+    "film": ("film",),
+}
+
+
+class SamplerLab:
+    """Panes of one session, kept in step with its store.
+
+    Args:
+        session: the store.
+        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
+        embedded: without rail and address, for a notebook's cell.
+    """
+
+    def __init__(self, session: Session, rail: Iterable[dict] = (), embedded: bool = False):
+        self.session = session
+        self.top = components.Top(on_message=self.receive)
+        self.knobs = components.Knobs(on_message=self.receive)
+        self.samples = components.Samples(on_message=self.receive, page_id=str(id(self)))
+        self.steps = components.Steps(on_message=self.receive)
+        self.history = components.History(on_message=self.receive)
+        self.shell = components.Shell(
+            top=self.top,
+            knobs=self.knobs,
+            samples=self.samples,
+            steps=self.steps,
+            history=self.history,
+            pages=list(rail),
+            page_id=str(id(self)),
+            embedded=embedded,
+            on_message=self.receive,
+        )
+        self._verbs: dict[str, Callable[[dict], None]] = {
+            "open": lambda m: session.open(str(m["link"])),
+            "set": lambda m: session.set(**{str(m["knob"]): m["value"]}),
+            "preview": lambda m: session.preview(**{str(m["knob"]): m["value"]}),
+            "reset": lambda m: session.reset(m.get("knob")),
+            "model": lambda m: session.choose_model(str(m["name"])),
+            "n": lambda m: session.choose_n(int(m["value"])),
+            "dice": lambda m: session.dice(),
+            "pin": lambda m: session.pin(),
+            "unpin": lambda m: session.unpin(),
+            "recall": lambda m: session.recall(str(m["key"])),
+            "clear": lambda m: session.clear(),
+            "cancel": lambda m: session.cancel(),
+            "run": lambda m: session.run(),
+            "fix": lambda m: session.undo(),
+            "dismiss": lambda m: session.dismiss(),
+            "film": lambda m: session.show_film(int(m["index"])),
+            "import": lambda m: session.from_json(str(m["text"])),
+        }
+        self._redraw(set().union(*REDRAWS.values()) - {"link"})
+        session.param.watch(
+            lambda event: self._redraw({part for what in event.new["what"] for part in REDRAWS[what]}), "version"
+        )
+
+    def receive(self, message: dict) -> None:
+        verb = self._verbs.get(message.get("type"))
+        if verb is None:
+            return
+        try:
+            verb(message)
+        except Exception as error:  # a bug in a verb must not take the page down
+            self.session.fail(error)
+
+    def _redraw(self, what: set[str]) -> None:
+        session = self.session
+        makers = {
+            "top": (self.top, "data", views.top_data),
+            "job": (self.top, "job", views.job_data),
+            "hero": (self.top, "hero", views.hero_data),
+            "knobs": (self.knobs, "data", views.knobs_data),
+            "texts": (self.knobs, "texts", views.texts),
+            "samples": (self.samples, "data", views.samples_data),
+            "steps": (self.steps, "data", views.steps_data),
+            "ghost": (self.steps, "ghost", views.ghost_data),
+            "film": (self.steps, "film", views.film_data),
+            "history": (self.history, "data", views.history_data),
+            "link": (self.shell, "link", lambda s: s.link()),
+        }
+        for part in sorted(what):
+            pane, name, make = makers[part]
+            pane.param.update(**{name: make(session)})
+
+    def __panel__(self):
+        return self.shell
+
+
+def page(session: Session, rail: Iterable[dict] = (), embedded: bool = False):
+    """The page as a Panel viewable."""
+    return SamplerLab(session, rail, embedded).shell

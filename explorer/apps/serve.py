@@ -1,0 +1,117 @@
+"""The dashboard as a local web server, and as a cell of a notebook."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from collections.abc import Callable
+
+import panel as pn
+import torch
+from panel.io.state import set_curdoc
+
+from explorer.apps import catalogue
+from explorer.apps.pages import PAGES, Page
+from explorer.apps.session import Session
+from explorer.apps.worker import Worker
+from explorer.errors import BadValue
+from explorer.knobs import SamplerKnobs
+
+DEMO = "#lab?model=digits&n=2000&n_steps=5&a.model=digits&a.solver=euler&a.n_steps=9"
+LOCAL = ("localhost", "127.0.0.1", "::1")
+_worker: Worker | None = None
+
+
+def worker() -> Worker:
+    """The process's one compute slot."""
+    global _worker
+    if _worker is None:
+        _worker = Worker(None if "OMP_NUM_THREADS" in os.environ else torch.get_num_threads())
+    return _worker
+
+
+def poster(doc) -> Callable[[Callable[[], None]], None]:
+    """A function that runs another one in the thread of `doc`, under its lock: the only way other threads reach a page."""
+
+    def post(call: Callable[[], None]) -> None:
+        def run() -> None:
+            with set_curdoc(doc):
+                call()
+
+        if doc.session_context is not None and not doc.session_context.destroyed:
+            doc.add_next_tick_callback(run)
+
+    return post
+
+
+def _opener(page: Page) -> Callable:
+    def build():  # a plain function: Panel would print a functools.partial instead of calling it
+        session = Session(worker(), poster(pn.state.curdoc))
+        pn.state.on_session_destroyed(lambda context: session.close())
+        rail = [{"title": p.title, "href": f"./{p.slug}", "icon": p.icon, "current": p is page} for p in PAGES]
+        return page.build(session, rail)
+
+    return build
+
+
+def serve(port: int = 5006, address: str = "localhost", show: bool = True, *, demo: bool = False, block: bool = True):
+    """Serves the dashboard, prints its address, and runs until interrupted.
+
+    Args:
+        port: 0 takes a free one.
+        address: where to listen. Anything but localhost lets other machines in, and a warning says so.
+        show: open the browser, where there is one.
+        demo: the address opens a comparison that is already set up: two solvers at the same cost.
+        block: False returns the started server at once; the caller runs `server.io_loop`.
+    Raises:
+        BadValue: the port is out of range or taken.
+    """
+    if not 0 <= port <= 65535:
+        raise BadValue(f"port {port}: expected 0 to 65535.")
+    apps = {f"/{page.slug}": _opener(page) for page in PAGES}
+    apps["/"] = apps[f"/{PAGES[0].slug}"]
+    catalogue.warm()
+    try:
+        server = pn.serve(
+            apps, port=port, address=address, title="trajectory-explorer", show=False, start=False, verbose=False
+        )
+    except OSError as error:
+        raise BadValue(
+            f"cannot listen on {address}:{port} ({error.strerror or error}): choose another --port."
+        ) from None
+    url = f"http://{address}:{server.port}/" + (DEMO if demo else "")
+    if address not in LOCAL:
+        print(
+            f"warning: listening on {address}: every machine that can reach this one can use the dashboard. "
+            "Leave the address out to stay private.",
+            file=sys.stderr,
+        )
+    print(f"trajectory-explorer: {url}  (ctrl-c stops it)", flush=True)
+    server.start()
+    if show:
+        server.io_loop.call_later(0.3, lambda: webbrowser.open(url))
+    if block:
+        try:
+            server.io_loop.start()
+        except KeyboardInterrupt:
+            print("stopped")
+        finally:
+            server.stop()
+    return server
+
+
+def sampler_lab(model: str = "digits", knobs: SamplerKnobs | None = None):
+    """The Sampler Lab for a notebook's cell, as a Panel object.
+
+    Args:
+        model: name of a bundled model.
+        knobs: setting to open; None is the default of the model.
+    """
+    import asyncio
+
+    loop = asyncio.get_event_loop()
+    session = Session(worker(), lambda call: loop.call_soon_threadsafe(call))
+    session.model_name = model
+    session.knobs = knobs or SamplerKnobs(**catalogue.defaults(model))
+    return PAGES[0].build(session, embedded=True)
