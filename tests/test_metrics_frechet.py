@@ -434,3 +434,23 @@ def test_broken_reference_files_are_refused(tmp_path):
     for name in ("cut", "text", "other", "pickle", "missing"):
         with pytest.raises(BadFile, match=name):
             Reference.load(tmp_path / f"{name}.npz")
+
+
+# the bundled feature space
+
+
+def test_digits_features_tell_digits_from_noise():
+    from explorer.data.digits import digits
+    from explorer.metrics.features import feature_space
+
+    (train, _), (test, _) = digits("train"), digits("test")
+    space = feature_space("digits-cnn")
+    assert space.dim == 32 and len(space.hash) == 16
+    reference = Reference.of(space, train, data="digits/train")
+    real, noise = Frechet(space, reference), Frechet(space, reference)
+    real.update(test)
+    noise.update(torch.rand(len(test), 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    real, noise = real.compute(), noise.compute()
+    assert real.name == "FD[digits-cnn]"
+    assert noise.value > 20 * abs(real.value) and noise.differs_from(real.value)
+    assert real.raw > real.value

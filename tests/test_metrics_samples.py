@@ -56,8 +56,13 @@ def test_batches_merge_pairing_and_refusals(make):
     twice = once.empty()
     assert twice.n == 0 and twice.key == once.key
     for piece in x.split(37):
-        twice.update(piece)
-        twice.compute()
+        with torch.inference_mode():
+            twice.update(piece.clone())
+        frozen = twice.empty()
+        frozen.merge(twice)
+        assert frozen.compute() == twice.compute() or frozen.n < 60
+    seen = frozen.n
+    twice_more = frozen.compute()
     first, second = once.empty(), once.empty()
     first.update(x[:101])
     second.update(x[101:])
@@ -70,6 +75,8 @@ def test_batches_merge_pairing_and_refusals(make):
         assert got.std_error == pytest.approx(want.std_error, rel=1e-6)
     b = once.empty()
     b.update(shifted)
+    twice.update(shifted)
+    assert frozen.n == seen and frozen.compute() == twice_more
     d = b.difference(once)
     assert d.value == pytest.approx(b.compute().value - want.value)
     assert d.std_error < math.hypot(want.std_error, b.compute().std_error)

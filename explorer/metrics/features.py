@@ -101,8 +101,7 @@ def feature_space(name: str, shape: tuple[int, ...] | None = None) -> FeatureSpa
     from explorer.models.bundled import load_features
 
     net = load_features(name)
-    dim = net.features(torch.zeros(1, *(shape or (1, 8, 8)), dtype=next(net.parameters()).dtype)).shape[1]
-    return network_space(name, net, dim)
+    return network_space(name, net, net.config["n_features"])
 
 
 FEATURE_SPACES = {

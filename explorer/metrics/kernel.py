@@ -92,7 +92,7 @@ class KernelDistance(TwoSample):
         return Estimate(value, error, n, self.name, dof=min(n, len(self.y)) - 1)
 
     def replicates(self) -> Replicates:
-        xx, xy, yx = self._sums()
+        xx, xy, yx = self._memo["sums"]
         yy = self._yy
         n, m = len(xx), len(yy)
         sum_xx, sum_yy, sum_xy = xx.sum(), yy.sum(), xy.sum()
@@ -102,7 +102,7 @@ class KernelDistance(TwoSample):
         less_y = in_x + (sum_yy - 2 * yy) / ((m - 1) * (m - 2)) - 2 * (sum_xy - yx) / (n * (m - 1))
         return Replicates(float(value), [less_x.numpy(), less_y.numpy()])
 
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _grow(self) -> None:
         """Row sums: x against other x (N,), x against y (N,), y against x (M,); only new samples cost anything."""
         zero = torch.zeros(0, dtype=torch.float64)
         xx, xy, yx = self._memo.get("sums", (zero, zero, torch.zeros(len(self.y), dtype=torch.float64)))
@@ -112,9 +112,7 @@ class KernelDistance(TwoSample):
             within = _row_sums(self.kernel, new, new) - _diagonal(self.kernel, new)
             to_old, from_old = _cross_sums(self.kernel, new, old)
             to_y, from_y = _cross_sums(self.kernel, new, y)
-            xx, xy, yx = torch.cat([xx + from_old, within + to_old]), torch.cat([xy, to_y]), yx + from_y
-            self._memo["sums"] = (xx, xy, yx)
-        return xx, xy, yx
+            self._memo["sums"] = torch.cat([xx + from_old, within + to_old]), torch.cat([xy, to_y]), yx + from_y
 
 
 def _cross_sums(kernel: Kernel, a: Tensor, b: Tensor, chunk: int = 512) -> tuple[Tensor, Tensor]:

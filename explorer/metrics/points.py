@@ -127,23 +127,25 @@ class ExactW2(TwoSample):
 
 
 class SlicedW2(TwoSample):
-    """Sliced 2-Wasserstein distance: root mean square over fixed random directions of the distance on the line.
+    """Sliced 2-Wasserstein distance: root mean square over fixed directions of the distance on the line.
 
     Args:
-        n_directions: of the unit sphere, drawn once from `seed`, so that all settings see the same ones.
+        n_directions: by default 64 in the plane, else 256. Every setting sees the same ones: drawn once from `seed`,
+            in the plane evenly spaced from a drawn angle (more accurate than independent ones).
     Accuracy: with few samples the plain value does not fall below a noise floor of order n^(-1/2), printed in the note;
     smaller values are no evidence of a difference. Near the floor the error is conservative.
     Cost of `compute`: sorts N x L projections.
     Source: Bonneel et al. 2015 (sliced distance); the error from the Kantorovich potentials, del Barrio & Loubes 2019.
     """
 
-    def __init__(self, features: FeatureSpace, real: Tensor, *, n_directions: int = 256, seed: int = 0):
+    def __init__(self, features: FeatureSpace, real: Tensor, *, n_directions: int | None = None, seed: int = 0):
+        if n_directions is None:
+            n_directions = 64 if features.dim == 2 else 256
         if n_directions < 1:
             raise BadValue(f"SlicedW2(n_directions={n_directions}): at least one direction is needed.")
         self.n_directions, self.seed = n_directions, seed
         super().__init__(features, real)
-        directions = np.random.default_rng(seed).normal(size=(features.dim, n_directions))
-        self.directions = directions / np.linalg.norm(directions, axis=0)  # (D, L)
+        self.directions = _directions(features.dim, n_directions, np.random.default_rng(seed))  # (D, L)
         self._order_y, self._sorted_y = _sort(self.y @ self.directions)
         a, b = _sort(self.y[::2] @ self.directions)[1], _sort(self.y[1::2] @ self.directions)[1]
         match = _Matching(a.shape[1], b.shape[1])
@@ -179,11 +181,18 @@ class SlicedW2(TwoSample):
             groups = []
             for points, order, side, sign in ((x, order_x, match.x, 1), (y, self._order_y, match.y, -1)):
                 potential = _potential(points, sign * gap * match.mass, side)
-                effects = np.zeros(points.shape[1])
-                np.add.at(effects, order.ravel(), potential.ravel() / len(points))
+                effects = np.bincount(order.ravel(), potential.ravel(), points.shape[1]) / len(points)
                 groups.append(as_left_out(value, slope * effects))
             self._memo = {self.n: Replicates(value, groups)}
         return self._memo[self.n]
+
+
+def _directions(dim: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    if dim == 2:
+        angle = math.pi * (np.arange(n) + rng.uniform()) / n
+        return np.stack([np.cos(angle), np.sin(angle)])
+    directions = rng.normal(size=(dim, n))
+    return directions / np.linalg.norm(directions, axis=0)
 
 
 def _sort(projected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

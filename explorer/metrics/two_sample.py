@@ -65,10 +65,19 @@ class TwoSample(Metric, ABC):
 
     def update(self, samples: Tensor, labels: Tensor | None = None) -> None:
         self._pieces.append(self.features(samples).numpy())
+        self._grow()
 
     def merge(self, other: Metric) -> None:
         self.check_comparable(other)
-        self._pieces.append(other.x)
+        if self.n == 0:
+            self._pieces, self._memo = [other.x], dict(other._memo)
+        else:
+            self._pieces.append(other.x)
+            self._grow()
+
+    def _grow(self) -> None:
+        """Samples were added: what can be accumulated is brought up to date here, and copied by `merge` into empty."""
+        return
 
     def empty(self) -> TwoSample:
         fresh = copy.copy(self)
