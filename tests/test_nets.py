@@ -10,6 +10,7 @@ from torch import nn
 
 from explorer.errors import BadValue
 from explorer.nets import DIGITS_UNET, MLP, FeatureNet, UNet, plain_attention
+from explorer.nets.unet import ResBlock
 
 SMALL_UNET = {"shape": (1, 8, 8), "channels": 8, "mult": (1, 2), "blocks": 1, "attention": (4,), "n_classes": 3}
 BUILDERS = {
@@ -130,6 +131,24 @@ def test_skips_are_named_from_the_bottom_up_and_scaled_in_that_order():
     assert first[:, n:].any() and not scaled[:, n:].any()
 
 
+@torch.no_grad()
+def test_only_the_shortcut_sees_a_skip_scale_where_groups_align():
+    """The GroupNorm remark of arXiv 2402.15170: groups made of skip channels alone are normalised back."""
+    block = stir(ResBlock(32, 16, 8, 0.0))
+    assert block.norm1.num_groups == 8  # four channels each: none mixes the 16 main with the 16 skip channels
+    g = torch.Generator().manual_seed(3)
+    x, emb = torch.randn(4, 32, 8, 8, generator=g), torch.randn(4, 8, generator=g)
+    scaled = torch.cat([x[:, :16], 0.5 * x[:, 16:]], dim=1)
+
+    def change():
+        out = block(x, emb)
+        return float((block(scaled, emb) - out).norm() / out.norm())
+
+    assert change() > 0.05
+    torch.nn.init.zeros_(block.shortcut.weight)
+    assert change() < 1e-4  # only the epsilon inside the norm
+
+
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_jvp_agrees_with_central_differences(name):
     net = stir(BUILDERS[name]()).double()
@@ -163,3 +182,13 @@ def test_feature_net():
     twin = FeatureNet(**json.loads(json.dumps(net.config))).eval()
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin.features(x), net.features(x))
+
+
+def test_features_are_standardised_exactly():
+    torch.manual_seed(0)
+    net = FeatureNet()
+    x = torch.randn(200, 1, 8, 8)
+    net.train()(x[:50])  # running statistics that are off
+    net.standardise(x)
+    f = net.features(x).double()
+    assert f.mean(0).abs().max() < 1e-4 and (f.var(0) - 1).abs().max() < 1e-3  # float32 statistics

@@ -4,25 +4,27 @@
 f are the features of a batch, standardised. The second term keeps their covariance well conditioned: with w = 0 they crowd
 into the nine directions that tell ten classes apart (condition number about 10^3), and a Fréchet distance sees little else.
 
-    explorer train digits_cnn                      a few minutes on two cores; test accuracy above 99 %
+    explorer train digits_cnn --data digits
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explorer.data import Batch, Loader, load_dataset
+from explorer.data import Batch, load_dataset
+from explorer.errors import UnknownName
 from explorer.models.bundled import save_model
 from explorer.nets.features import FeatureNet
-from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Tick, Update, seeded, train
+from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Tick, Update
 from explorer.training.evaluate import proportion, row
-from explorer.training.run import machine
+from explorer.training.recipe import Paper, Recipe
+from explorer.training.run import exported, machine
 
 NAME = "digits-cnn"
 NET = {"shape": [1, 8, 8], "n_classes": 10, "width": 32, "n_features": 32, "dropout": 0.2}
@@ -88,54 +90,74 @@ def nudge(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside the image is background
 
 
-def fit(run_dir: Path | str | None = None, *, plan: Plan = PLAN, device: torch.device | str = "cpu") -> Iterator[Tick]:
-    """Train the classifier and yield the loop's ticks; the last one is what `publish` takes."""
-    with seeded(plan.seed):
-        method = Classification(FeatureNet(**NET)).to(device)
-    yield from train(method, Loader(load_dataset("digits"), plan.batch_size, seed=plan.seed), plan, run_dir)
-
-
 @torch.no_grad()
-def publish(tick: Tick, folder: Path | str, *, plan: Plan = PLAN) -> Path:
-    """Standardise the features over the training split, measure on the test split, write weights and card."""
-    net = tick.method.export(tick.emas["ema"])
-    about = machine(next(net.parameters()).device)
-    net = net.cpu()
+def measure(net: FeatureNet) -> dict[str, Any]:
+    """Standardise the features over the training split; accuracy on both splits and how well the features spread."""
     data, test = load_dataset("digits"), load_dataset("digits", "test")
     net.standardise(data.x)
     spectrum = torch.linalg.eigvalsh(torch.cov(net.features(data.x).double().T))
+    condition = {
+        "metric": "condition number of the feature covariance",
+        "value": float(spectrum[-1] / spectrum[0]),
+        "std_error": 0.0,
+        "n": len(data),
+        "note": f"training split, {net.n_features} features of variance 1, eigenvalues "
+        f"{float(spectrum[0]):.3g} to {float(spectrum[-1]):.3g}",
+    }
     rows = [
-        row(proportion(net(split.x).argmax(1) == split.labels, f"accuracy of {NAME} on the {name} split"))
-        for name, split in (("test", test), ("train", data))
+        row(proportion(net(part.x).argmax(1) == part.labels, f"accuracy of {NAME} on the {split} split"))
+        for split, part in (("test", test), ("train", data))
     ]
-    condition = float(spectrum[-1] / spectrum[0])
-    rows.append(
-        {
-            "metric": "condition number of the feature covariance",
-            "value": condition,
-            "std_error": 0.0,
-            "n": len(data),
-            "note": f"training split, {net.n_features} features of variance 1, eigenvalues "
-            f"{float(spectrum[0]):.3g} to {float(spectrum[-1]):.3g}",
-        }
-    )
+    return {"metrics": [*rows, condition]}
+
+
+def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None) -> Path:
+    """Measure the classifier of a finished run and write weights and card, as `explorer.training.run.publish` does."""
+    net = exported(recipe, tick)
     card = {
-        "data": "digits",
+        "data": recipe.data,
         "recipe": {
-            **plan.to_dict(),
-            "method": "Classification",
-            "command": "explorer train digits_cnn",
-            "export": "ema",
+            **recipe.plan.to_dict(),
+            "method": type(tick.method).__name__,
+            "export": recipe.ema,
             "steps_done": tick.step,
             "images_done": tick.n_images,
+            **recipe.settings,
+        },
+        "seed": recipe.plan.seed if seed is None else seed,
+        "minutes": round(tick.seconds / 60, 1),
+        "machine": machine(next(net.parameters()).device),
+        **measure(net.cpu()),
+        "notes": recipe.notes,
+    }
+    return save_model(folder, recipe.name, net, card)
+
+
+def recipe(name: str) -> Recipe:
+    """Two to three minutes on one core of a 2022 server: 600 steps of 128 images. Test accuracy above 99 %."""
+    if name != "digits":
+        raise UnknownName("recipe", name, ("digits",))
+    return Recipe(
+        name=NAME,
+        data="digits",
+        method=lambda data: Classification(FeatureNet(**NET)),
+        plan=PLAN,
+        sampler=None,  # nothing to sample from
+        cost="3 CPU minutes",
+        notes="Its 32 features, of mean 0 and variance 1 over the training split, are the space of FD[digits-cnn].",
+        settings={
             "decorrelation": DECORRELATION,
             "label_smoothing": SMOOTHING,
             "augmentation": "rotation 10 degrees, scale 10 %, shift one pixel",
         },
-        "seed": plan.seed,
-        "metrics": rows,
-        "minutes": round(tick.seconds / 60, 1),
-        "machine": about,
-        "notes": "Its 32 features, of mean 0 and variance 1 over the training split, are the space of FD[digits-cnn].",
-    }
-    return save_model(folder, NAME, net, card)
+    )
+
+
+PAPER = Paper(
+    slug="digits_cnn",
+    title="The digits classifier behind FD[digits-cnn]",
+    arxiv="",
+    family="feature space",
+    recipe=recipe,
+    recipes=("digits",),
+)
