@@ -191,8 +191,7 @@ def data_of(ds: xr.Dataset) -> Tensor:
 
 
 def moved(ds: xr.Dataset, path: Path) -> xr.Dataset:
-    """The same trajectory drawn on another path: equal sigma/alpha, x scaled by alpha'/alpha, times and slopes to
-    match.
+    """The same trajectory drawn on another path: equal sigma/alpha, x times alpha'/alpha, times and slopes to match.
 
     Raises: BadValue where one of the paths is pure noise (alpha = 0), which carries no sigma.
     """

@@ -98,9 +98,7 @@ def angle(u: Tensor, w: Tensor) -> Tensor:
 
 
 def chord(x: Tensor) -> Tensor:
-    """Last point minus first: (S, T, ...) -> (S, D). In unit time also the mean velocity, up to the direction of
-    time.
-    """
+    """Last point minus first: (S, T, ...) -> (S, D). In unit time the mean velocity, up to sign."""
     x = flat(x)
     return x[:, -1] - x[:, 0]
 
@@ -111,9 +109,7 @@ def arc_length(x: Tensor) -> Tensor:
 
 
 def arc_chord(x: Tensor) -> Guarded:
-    """Arc length over chord length, at least 1: (S, T, ...) -> (S,). A closed path gives inf, a resting one 1; both
-    are counted.
-    """
+    """Arc length over chord length, at least 1: (S, T, ...) -> (S,). A closed path gives inf, a resting one 1, counted."""
     x = flat(x)
     length, across = arc_length(x), chord(x).norm(dim=-1)
     none = across <= _rounding(x).squeeze(1)
@@ -184,8 +180,7 @@ def nfss(x: Tensor, t: Tensor) -> Guarded:
 
 
 def turning_angle(x: Tensor) -> Guarded:
-    """Angle in radians between successive steps: (S, T, ...) -> (S, N - 1), at the inner points. Sum it for the total
-    turning.
+    """Angle in radians between successive steps: (S, T, ...) -> (S, N - 1), at the inner points; their sum is the total.
 
     A reversal is pi. A resting step turns by nothing: 0, counted.
     """
