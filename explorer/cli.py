@@ -507,7 +507,9 @@ def table(rows: list[dict]) -> None:
 
 
 def cell(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+    if isinstance(value, list | tuple):
+        return (" x " if all(isinstance(v, int) for v in value) else ", ").join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def first_line(thing: object) -> str:
@@ -521,10 +523,18 @@ def rows_of_models() -> list[dict]:
     for name in names():
         about = card(name)
         best = next((m for m in about.get("metrics", ()) if str(m.get("metric", "")).startswith("FD[")), {})
-        score = f"{best['metric']} {best['value']:.3g} ± {best['std_error']:.2g} (n={best['n']})" if best else ""
+        score = measured(best) if best else ""
         what = {"kind": about.get("kind", ""), "shape": about.get("shape", ()), "classes": about.get("n_classes", 0)}
         rows.append({"name": name, **what, "data": about.get("data", ""), "measured": score})
     return rows
+
+
+def measured(row: dict) -> str:
+    """A card's row as "FD[digits-cnn] 0.42 ± 0.06 (n=500), 35 NFE"."""
+    from explorer.metrics.base import Estimate
+
+    text = str(Estimate(row["value"], row["std_error"], row["n"], row["metric"]))
+    return f"{text}, {row['nfe']} NFE" if row.get("nfe") else text
 
 
 def rows_of_data() -> list[dict]:
@@ -570,10 +580,8 @@ def rows_of_grids() -> list[dict]:
 def rows_of_papers() -> list[dict]:
     from explorer.papers import names, paper
 
-    return [
-        {"name": slug, "title": paper(slug).title, "arxiv": paper(slug).arxiv, "family": paper(slug).family}
-        for slug in names()
-    ]
+    papers = [paper(slug) for slug in names()]
+    return [{"name": p.slug, "title": p.title, "arxiv": p.arxiv, "recipes": list(p.recipes)} for p in papers]
 
 
 def rows_of_metrics() -> list[dict]:
@@ -629,18 +637,19 @@ def train(
     from explorer.papers import paper as find
     from explorer.training.run import override, publish, train_recipe
 
-    recipe = find(paper).recipe(data)
-    recipe = override(recipe, dict(assignment(text) for text in change or ()))
-    out = out or Path("runs") / f"{paper}-{data}"
+    changes: dict[str, Any] = dict(assignment(text) for text in change or ())
+    changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}
+    recipe = override(find(paper).recipe(data), changes)
+    out, where = out or Path("runs") / f"{paper}-{data}", device_named(device)
     if recipe.cost:
         note(f"the recipe says: {recipe.cost}")
     tick = None
     with progress(f"training {recipe.name}") as show:
-        for tick in train_recipe(recipe, out, seed=seed, device=device_named(device), minutes=minutes):
+        for tick in train_recipe(recipe, out, device=where):
             losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
             show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}")
     with progress("measuring the model"):
-        weights = publish(recipe, tick, out, seed=seed)
+        weights = publish(recipe, tick, out)
     about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     if as_json:
         emit(
@@ -649,9 +658,7 @@ def train(
         return
     typer.echo(f"{weights}: {tick.step} steps, {tick.n_images} images, {tick.seconds / 60:.1f} min")
     for row in about.get("metrics", ()):
-        typer.echo(
-            "  " + ", ".join(f"{name} {cell(value)}" for name, value in row.items() if not isinstance(value, dict))
-        )
+        typer.echo(f"  {measured(row)}")
 
 
 def assignment(text: str) -> tuple[str, str]:
