@@ -55,6 +55,11 @@ def _eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _cholesky(a: np.ndarray) -> np.ndarray | None:
     """Lower factor, or None when `a` is not positive definite."""
+    if len(a) <= LARGE:
+        try:
+            return np.linalg.cholesky(a)
+        except np.linalg.LinAlgError:
+            return None
     factor, info = torch.linalg.cholesky_ex(torch.from_numpy(a))
     return None if int(info) else factor.numpy()
 
