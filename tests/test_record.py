@@ -114,7 +114,7 @@ def test_labels_can_be_chosen():
 def stored_numbers(ds: xr.Dataset, path=None) -> dict[str, tuple]:
     """Mean and standard error of everything RunningGeometry reports, from stored states."""
     out = {}
-    for function in (tr.curvature, tr.turning_angle, tr.step_length):
+    for function in (tr.curvature, tr.turning_angle, tr.step_length, tr.straightness):
         by_step = function(ds, "step", path=path)
         name = [k for k in by_step.data_vars if not k.endswith("_se")][0]
         out[name] = (by_step[name].values, by_step[f"{name}_se"].values)
@@ -135,7 +135,7 @@ def stored_numbers(ds: xr.Dataset, path=None) -> dict[str, tuple]:
 @pytest.mark.parametrize("onto", [None, Linear(), Trig(0.5)])
 @pytest.mark.parametrize("batch", [100, 32])
 def test_running_geometry_equals_the_stored_numbers(onto, batch):
-    running = tr.RunningGeometry(EDM(), onto=onto)
+    running = tr.RunningGeometry(EDM(), onto=onto, gaps=True)
     ds = tr.record(ring(), HEUN, range(100), batch=batch, observe=running)
     result = running.result()
     assert result.attrs["n"] == running.n == 100
@@ -177,6 +177,7 @@ def test_running_geometry_merges_and_leaves_out_what_was_cut_short():
         other = tr.RunningGeometry(EDM())
         sample(ring(), OdeSampler(Euler(), TimeGrid.karras(3, 0.1, 80)), range(2), observe=other)
         left.merge(other)
+    assert "velocity_gap" not in left.result()
 
 
 def test_running_geometry_of_straight_lines_is_free_of_cancellation():
@@ -206,7 +207,7 @@ def test_recorded_gaussian_has_the_closed_form_straightness_on_the_linear_path(s
     assert float(running.result().straightness) == pytest.approx(float(measured.mean()), rel=1e-10)
     gap = tr.straightness(ds, "step", path=Linear())
     weights = -np.diff(tr.moved(ds, Linear()).t)
-    assert float((gap.straightness.values * weights).sum() / weights.sum()) == pytest.approx(float(measured.mean()))
+    assert float((gap.velocity_gap.values * weights).sum() / weights.sum()) == pytest.approx(float(measured.mean()))
     on_its_own_path = float(tr.straightness(ds).mean())
     assert on_its_own_path != pytest.approx(float(measured.mean()), rel=0.1)  # S depends on the path: say which
 

@@ -323,7 +323,7 @@ def straightness(
     """S = int |D - dx/dt|^2 over unit time: (sample), 0 exactly at constant velocity.
 
     Args:
-        by: "step" gives the integrand |D - dx/dt|^2 on each step instead; its time mean is S.
+        by: "step" gives the integrand |D - dx/dt|^2 on each step instead, `velocity_gap`; its time mean is S.
         path: measure on this path instead of the recorded one; S depends on it, the published form is on Linear().
         per_dim: divided by the number of dimensions.
     Returns: data units squared. From the points, so biased low on few steps (0 for a single one).
@@ -335,7 +335,7 @@ def straightness(
     unit = "data unit^2 / dimension" if per_dim else "data unit^2"
     if by is None:
         return _per_sample(ds, "straightness", geometry.straightness(x, t) * scale, "straightness S", unit)
-    return _on_steps(ds, "straightness", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
+    return _on_steps(ds, "velocity_gap", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
 
 
 def turning_angle(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:

@@ -109,7 +109,7 @@ def arc_length(x: Tensor) -> Tensor:
 
 
 def arc_chord(x: Tensor) -> Guarded:
-    """Arc length over chord length, at least 1: (S, T, ...) -> (S,). A closed path gives inf, a resting one 1, counted."""
+    """Arc length over chord length, at least 1: (S, T, ...) -> (S,). A closed path gives inf, a resting one 1."""
     x = flat(x)
     length, across = arc_length(x), chord(x).norm(dim=-1)
     none = across <= _rounding(x).squeeze(1)
@@ -180,7 +180,7 @@ def nfss(x: Tensor, t: Tensor) -> Guarded:
 
 
 def turning_angle(x: Tensor) -> Guarded:
-    """Angle in radians between successive steps: (S, T, ...) -> (S, N - 1), at the inner points; their sum is the total.
+    """Angle in radians between successive steps: (S, T, ...) -> (S, N - 1) at the inner points; sum for the total.
 
     A reversal is pi. A resting step turns by nothing: 0, counted.
     """

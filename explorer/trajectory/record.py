@@ -76,8 +76,8 @@ class Recorder:
             views["slope"][i].copy_(slope_of(self.path, x, t, step)[:rows])
         if "x0_hat" in views:
             views["x0_hat"][i].copy_(denoised_of(self.path, x, t, step)[:rows])
-        if "error" in views and step.error is not None:
-            views["error"][i].copy_(step.error[:rows])
+        if "error" in views and (error := step.error) is not None:
+            views["error"][i].copy_(error[:rows])
         if self.n == 0:
             self.times[i:] = [t, t_next]
             self.nfe[i:] = [self.model.n_calls - self._calls if self.model is not None else -1]
@@ -152,17 +152,16 @@ def record(
     needed = bytes_needed(n, n_steps, model.shape, keep, itemsize=itemsize)
     if needed > limit:
         fits = n * limit // needed
+        ways = [f"keep {fits} samples (n_keep={fits})"] if fits else []
+        ways += ["store float32 (dtype=torch.float32)"] if itemsize > 4 else []
+        ways += ["keep fewer variables", "accumulate without storing (sample(..., observe=RunningGeometry()))"]
         raise BadValue(
             f"recording {n} samples over {n_steps} steps needs {needed / GIB:.2f} GiB, more than the limit of "
-            f"{limit / GIB:.2f} GiB. {f'Keep {fits} samples (n_keep={fits}), ' if fits else ''}"
-            "{}keep fewer variables, or accumulate without storing: sample(..., observe=RunningGeometry()).".format(
-                "use dtype=torch.float32, " if itemsize > 4 else ""
-            )
+            f"{limit / GIB:.2f} GiB: {', '.join(ways)}, or raise limit=."
         )
     recorder = Recorder(n, n_steps, sampler.path_on(model), keep, dtype=dtype, model=model)
-    sample(
-        model, sampler, seeds, labels, batch=batch, observe=recorder if observe is None else _both(recorder, observe)
-    )
+    watch = recorder if observe is None else _both(recorder, observe)
+    sample(model, sampler, seeds, labels, batch=batch, observe=watch)
     every = labels_for(model, seeds, labels)
     return recorder.dataset(
         seeds=seeds.ids[:n],

@@ -16,6 +16,7 @@ ON_STEPS = {
     "turning_angle": ("turning", "rad"),
     "step_length": ("step length", "data unit"),
 }
+GAP = {"velocity_gap": ("squared gap to the chord", "data unit^2")}
 PER_SAMPLE = {
     "straightness": ("straightness S", "data unit^2"),
     "total_turning": ("total turning", "rad"),
@@ -71,14 +72,18 @@ class RunningGeometry:
         onto: measure on this path instead, Linear() for the published straightness.
         n_steps: steps of a whole run, if known. A batch that was cut short (cancelled, not finite) is left out; without
             n_steps this is known only from the second batch on.
+        gaps: also `velocity_gap`, the straightness by step. The chord is known only at the end of a run, so this keeps
+            the steps of the batch in flight: n_steps states per sample of the batch.
     """
 
-    def __init__(self, path: Path | None = None, *, onto: Path | None = None, n_steps: int | None = None):
+    def __init__(
+        self, path: Path | None = None, *, onto: Path | None = None, n_steps: int | None = None, gaps: bool = False
+    ):
         if onto is not None and path is None:
             raise BadValue(
                 "to measure on another path, say which path the states live on: path=sampler.path_on(model)."
             )
-        self.path, self.onto, self.n_steps = path, onto, n_steps
+        self.path, self.onto, self.n_steps, self.gaps = path, onto, n_steps, gaps
         self._times: list[float] = []
         self._steps, self._scalars = Moments(), Moments()
         self._run: _Run | None = None
@@ -87,7 +92,7 @@ class RunningGeometry:
         """Folds in one step of the batch in flight; i = 0 begins a new batch."""
         if i == 0:
             self._close()
-            self._run = _Run()
+            self._run = _Run(self.gaps)
         if self._run is None or self._run.n_steps != i:
             raise BadValue(f"step {i} came without the steps before it: an observer must see a run from its start.")
         run = self._run
@@ -114,8 +119,8 @@ class RunningGeometry:
         steps, scalars = other._totals()
         if not steps.n:
             return
-        if self._times and other.times != self._times:
-            raise BadValue("only runs over the same time grid can be merged.")
+        if (self._times and other.times != self._times) or self.gaps != other.gaps:
+            raise BadValue("only runs over the same time grid, with the same quantities, can be merged.")
         self._times, self.n_steps = other.times, len(other.times) - 1
         self._steps.merge(steps)
         self._scalars.merge(scalars)
@@ -124,18 +129,19 @@ class RunningGeometry:
         """Means and standard errors so far.
 
         Returns:
-            `curvature`, `turning_angle` (NaN at step 0), `step_length` over step with coordinates `t` and, where the
-            path is known, `sigma`; `straightness`, `total_turning`, `arc_length`, `chord`, `arc_chord`, `nfss` as
-            numbers; each with `<name>_se`; attribute `n`.
+            `curvature`, `turning_angle` (NaN at step 0), `step_length`, if asked `velocity_gap`, over step with
+            coordinates `t` and, where the path is known, `sigma`; `straightness`, `total_turning`, `arc_length`,
+            `chord`, `arc_chord`, `nfss` as numbers; each with `<name>_se`; attribute `n`.
         Raises: BadValue before the first sample is complete.
         """
         steps, scalars = self._totals()
         if not steps.n:
             raise BadValue("no complete run has been observed yet.")
         times = self.times
-        mean, error = (v.reshape(len(ON_STEPS), -1).cpu().numpy() for v in (steps.mean, steps.std_error()))
+        names = ON_STEPS | (GAP if self.gaps else {})
+        mean, error = (v.reshape(len(names), -1).cpu().numpy() for v in (steps.mean, steps.std_error()))
         data = {}
-        for row, (name, (long_name, unit)) in enumerate(ON_STEPS.items()):
+        for row, (name, (long_name, unit)) in enumerate(names.items()):
             attrs = {"long_name": long_name, "units": unit}
             data[name], data[f"{name}_se"] = ("step", mean[row], attrs), ("step", error[row], attrs)
         mean, error = scalars.mean.cpu().numpy(), scalars.std_error().cpu().numpy()
@@ -174,8 +180,9 @@ class RunningGeometry:
 class _Run:
     """One batch in flight. S samples, D features, N steps."""
 
-    def __init__(self):
+    def __init__(self, gaps: bool):
         self.times: list[float] = []
+        self.steps: list[Tensor] | None = [] if gaps else None
         self.per_step: list[Tensor] = []  # (3, S) each: curvature, turning, length
 
     @property
@@ -222,10 +229,12 @@ class _Run:
         self.direction = self.direction + unit * dt
         self.arc = self.arc + length
         self.per_step.append(torch.stack((curvature, turn, length)))
+        if self.steps is not None:
+            self.steps.append(dx)
         self.before, self.last_unit, self.last_none, self.end = x, unit, none, x_next
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """By step (S, 3 N) and per sample (S, 6), in the order of ON_STEPS and PER_SAMPLE."""
+        """By step (S, 3 N; 4 N with gaps) and per sample (S, 6), in the order of ON_STEPS and PER_SAMPLE."""
         total = abs(self.times[-1] - self.times[0])
         across = self.end - self.start
         chord = across.norm(dim=1)
@@ -237,4 +246,8 @@ class _Run:
         ratio = torch.where(closed & (self.arc <= tiny * len(self.times)), 1.0, ratio)
         per_sample = torch.stack((self.spread * total, self.turned, self.arc, chord, ratio, 2 * (1 - cosine)), dim=1)
         by_step = torch.stack(self.per_step, dim=2)  # (3, S, N)
+        if self.steps is not None:
+            shares = [abs(b - a) / total for a, b in zip(self.times[:-1], self.times[1:], strict=True)]
+            gaps = [(dx / w - across).square().sum(dim=1) for dx, w in zip(self.steps, shares, strict=True)]
+            by_step = torch.cat((by_step, torch.stack(gaps, dim=1)[None]))
         return by_step.permute(1, 0, 2).flatten(1), per_sample
