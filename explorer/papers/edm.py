@@ -109,10 +109,11 @@ class EDMTraining(Method):
 
 
 def digits(conditional: bool) -> Recipe:
-    """About 20 minutes on one core: 3 600 steps of 128 images, 355 epochs.
+    """About 10 (with classes) and 20 minutes on one core: 1 800 and 3 600 steps of 128 images, 180 and 355 epochs.
 
     sd = 0.75 is measured on the training split, and P_mean is moved by the same factor as sd: -1.2 + ln(0.75 / 0.5) = -0.8.
-    The network and its dropout are small, and the run is short, because a longer one starts to copy training images.
+    The lengths are where samples stay as far from the training images as held-out ones are. With classes, 3 600 steps
+    halve the error of the labels, but the samples come nearer to the training set than the test split (KS 0.12).
     """
     settings = {"p_mean": -0.8, "p_std": 1.2, "label_dropout": 0.1 if conditional else 0.0, "dropout": 0.1}
 
@@ -135,9 +136,9 @@ def digits(conditional: bool) -> Recipe:
         name=name,
         data="digits",
         method=method,
-        plan=Plan(3600, 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
+        plan=Plan(1800 if conditional else 3600, 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
         sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
-        cost="20 CPU minutes",
+        cost="10 CPU minutes" if conditional else "20 CPU minutes",
         settings=settings,
         notes="Label -1 is the null class, trained by label dropout." if conditional else "",
     )
@@ -266,7 +267,7 @@ def warp() -> Verdict:
 
 def churn(n: int = 2000) -> Verdict:
     model, grid = Oracle(oracle("8gaussians")), TimeGrid.karras(64, *SIGMA_RANGE)
-    real, other = (model.mixture.sample(n, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    real, other = (model.mixture.sample(n, generator=torch.Generator().manual_seed(k))[0] for k in (0, 1))
 
     def distance(x: Tensor) -> Estimate:
         metric = energy_distance(points_space(2), real)
@@ -285,7 +286,7 @@ def loss_over_exact(denoiser: Denoiser, sigma: float, n: int = 8192) -> float:
     """Weighted loss at one sigma over that of the exact denoiser, which is what the data leave irreducible."""
     g = torch.Generator().manual_seed(0)
     exact = Oracle(oracle("8gaussians"))
-    x0 = exact.mixture.sample(n, generator=g).to(torch.float64)
+    x0, _ = exact.mixture.sample(n, generator=g)
     x = x0 + sigma * torch.randn(x0.shape, generator=g, dtype=x0.dtype)
     with torch.no_grad():
         mine, best = ((m.denoise(x, sigma) - x0).square().mean() for m in (denoiser, exact))

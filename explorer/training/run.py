@@ -89,7 +89,8 @@ def machine(device: torch.device) -> str:
     """What computed, in words that name no host."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def override(value: Any, changes: Mapping[str, Any]) -> Any:
