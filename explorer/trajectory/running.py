@@ -9,7 +9,7 @@ from torch import Tensor
 from explorer.errors import BadValue
 from explorer.process.paths import Path
 from explorer.sampling.solve import Step
-from explorer.trajectory.geometry import ROUNDING, angle
+from explorer.trajectory.geometry import ROUNDING
 
 ON_STEPS = {
     "curvature": ("curvature", "1 / data unit"),
@@ -65,7 +65,7 @@ class RunningGeometry:
     """Observer that accumulates the geometry of `dataset.py` over any number of samples, on their device.
 
     Equal to the numbers from stored trajectories (to rounding), with a mean and standard error over samples. It keeps
-    four states per sample of the batch in flight and nothing of finished ones, so 50 000 images cost no memory.
+    six states per sample of the batch in flight and nothing of finished ones, so 50 000 images cost no memory.
 
     Args:
         path: the path that the sampler's states live on, `sampler.path_on(model)`; needed for `onto` and for sigma.
@@ -96,7 +96,7 @@ class RunningGeometry:
         if self._run is None or self._run.n_steps != i:
             raise BadValue(f"step {i} came without the steps before it: an observer must see a run from its start.")
         run = self._run
-        x, x_next = x.flatten(1).double(), step.x.flatten(1).double()
+        x, x_next = x.detach().flatten(1).double(), step.x.detach().flatten(1).double()
         if self.onto is not None and self.onto != self.path:
             (t, scale), (t_next, scale_next) = self._moved(t), self._moved(t_next)
             x, x_next = x * scale, x_next * scale_next
@@ -110,7 +110,7 @@ class RunningGeometry:
     @property
     def n(self) -> int:
         """Samples that are complete."""
-        pending = len(self._run.arc) if self._whole() else 0
+        pending = len(self._run.size) if self._whole() else 0
         return self._steps.n + pending
 
     def merge(self, other: RunningGeometry) -> None:
@@ -178,12 +178,17 @@ class RunningGeometry:
 
 
 class _Run:
-    """One batch in flight. S samples, D features, N steps."""
+    """One batch in flight. S samples, D features, N steps. Per step only what needs the states; the rest in `finish`."""
 
     def __init__(self, gaps: bool):
         self.times: list[float] = []
         self.steps: list[Tensor] | None = [] if gaps else None
-        self.per_step: list[Tensor] = []  # (3, S) each: curvature, turning, length
+        self.lengths: list[Tensor] = []  # (S,) each
+        self.apart: list[
+            Tensor
+        ] = []  # |u - w| and |u + w| of successive unit tangents: 2 sin and 2 cos of half the angle
+        self.along: list[Tensor] = []
+        self.sides: list[Tensor] = []  # |x_next - x_before|, the third side of each triple
 
     @property
     def n_steps(self) -> int:
@@ -191,63 +196,62 @@ class _Run:
 
     def step(self, t: float, t_next: float, x: Tensor, x_next: Tensor) -> None:
         if not self.times:
-            self.times, self.start = [t], x
-            self.size = x.norm(dim=1)
-            self.arc = torch.zeros_like(self.size)
-            self.velocity = torch.zeros_like(x)  # weighted running mean of dx/dt
+            self.times, self.start, self.size = [t], x, x.norm(dim=1)
+            self.velocity, self.direction = (
+                torch.zeros_like(x),
+                torch.zeros_like(x),
+            )  # mean of dx/dt, sum of tangents dt
             self.spread = torch.zeros_like(self.size)  # int |dx/dt - mean|^2 dt
-            self.direction = torch.zeros_like(x)  # int of the unit tangent dt
-            self.resting = torch.zeros_like(self.size)
-            self.turned = torch.zeros_like(self.size)
         dt = abs(t_next - t)
         if dt == 0 or (t_next - t) * (t_next - self.times[0]) <= 0:
             raise BadValue(f"time turns back between {t:g} and {t_next:g}; such a run has no straightness.")
         self.times.append(t_next)
         self.size = torch.maximum(self.size, x_next.norm(dim=1))
-        tiny = ROUNDING * self.size
         dx = x_next - x
         length = dx.norm(dim=1)
-        none = length <= tiny
-        unit = torch.where(none[:, None], 0.0, dx / length.clamp_min(torch.finfo(dx.dtype).tiny)[:, None])
-        curvature, turn = torch.full((2, len(x)), torch.nan, dtype=x.dtype, device=x.device)
+        unit = dx * torch.where(length > ROUNDING * self.size, 1 / length, 0.0)[:, None]
         if self.n_steps > 1:
-            unclear = none | self.last_none
-            turn = torch.where(unclear, 0.0, angle(self.last_unit, unit))
-            across = (unit - (unit * self.last_unit).sum(dim=1, keepdim=True) * self.last_unit).norm(dim=1) * length
-            across = torch.where(across <= tiny, 0.0, across)
-            side = (x_next - self.before).norm(dim=1)
-            unclear = unclear | (side <= tiny)
-            safe = (length * side).clamp_min(torch.finfo(dx.dtype).tiny)
-            curvature = torch.where(unclear, 0.0, 2 * across / safe)
-            self.turned = self.turned + turn
+            self.apart.append((unit - self.last).norm(dim=1))
+            self.along.append((unit + self.last).norm(dim=1))
+            self.sides.append((x_next - self.before).norm(dim=1))
         # West 1979: weighted mean and spread in one pass, without the cancellation of sum v^2 - (sum v)^2.
-        elapsed = abs(t_next - self.times[0])
-        v = dx / dt
-        gap = v - self.velocity
-        self.velocity = self.velocity + gap * (dt / elapsed)
-        self.spread = self.spread + dt * (gap * (v - self.velocity)).sum(dim=1)
-        self.direction = self.direction + unit * dt
-        self.arc = self.arc + length
-        self.per_step.append(torch.stack((curvature, turn, length)))
+        gap = torch.sub(dx / dt, self.velocity)
+        share = dt / abs(t_next - self.times[0])
+        self.velocity.add_(gap, alpha=share)
+        self.spread.add_(gap.square().sum(dim=1), alpha=dt * (1 - share))
+        self.direction.add_(unit, alpha=dt)
+        self.lengths.append(length)
         if self.steps is not None:
             self.steps.append(dx)
-        self.before, self.last_unit, self.last_none, self.end = x, unit, none, x_next
+        self.before, self.last, self.end = x, unit, x_next
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """By step (S, 3 N; 4 N with gaps) and per sample (S, 6), in the order of ON_STEPS and PER_SAMPLE."""
-        total = abs(self.times[-1] - self.times[0])
+        """By step (S, 3 N; 4 N with gaps) and per sample (S, 6), in the order of ON_STEPS, GAP and PER_SAMPLE."""
+        total, tiny = abs(self.times[-1] - self.times[0]), ROUNDING * self.size[:, None]
+        smallest = torch.finfo(self.size.dtype).tiny
+        lengths = torch.stack(self.lengths, dim=1)  # (S, N)
+        curvature, turning = torch.full((2, *lengths.shape), torch.nan, dtype=lengths.dtype, device=lengths.device)
+        if self.n_steps > 1:
+            apart, along, sides = (torch.stack(v, dim=1) for v in (self.apart, self.along, self.sides))
+            resting = lengths <= tiny
+            unclear = resting[:, 1:] | resting[:, :-1]
+            turning[:, 1:] = torch.where(unclear, 0.0, 2 * torch.atan2(apart, along))
+            across = lengths[:, 1:] * apart * along / 2  # |w| sin(angle)
+            flat = unclear | (sides <= tiny) | (across <= tiny)
+            safe = (lengths[:, 1:] * sides).clamp_min(smallest)
+            curvature[:, 1:] = torch.where(flat, 0.0, 2 * across / safe)
+        by_step = [curvature, turning, lengths]
         across = self.end - self.start
-        chord = across.norm(dim=1)
-        tiny = ROUNDING * self.size
-        closed = chord <= tiny
-        safe = chord.clamp_min(torch.finfo(chord.dtype).tiny)
-        cosine = torch.where(closed, 0.0, (self.direction * across).sum(dim=1) / safe / total)
-        ratio = torch.where(closed, torch.inf, self.arc / safe)
-        ratio = torch.where(closed & (self.arc <= tiny * len(self.times)), 1.0, ratio)
-        per_sample = torch.stack((self.spread * total, self.turned, self.arc, chord, ratio, 2 * (1 - cosine)), dim=1)
-        by_step = torch.stack(self.per_step, dim=2)  # (3, S, N)
         if self.steps is not None:
             shares = [abs(b - a) / total for a, b in zip(self.times[:-1], self.times[1:], strict=True)]
             gaps = [(dx / w - across).square().sum(dim=1) for dx, w in zip(self.steps, shares, strict=True)]
-            by_step = torch.cat((by_step, torch.stack(gaps, dim=1)[None]))
-        return by_step.permute(1, 0, 2).flatten(1), per_sample
+            by_step.append(torch.stack(gaps, dim=1))
+        chord, arc = across.norm(dim=1), lengths.sum(dim=1)
+        closed = chord <= tiny[:, 0]
+        safe = chord.clamp_min(smallest)
+        cosine = torch.where(closed, 0.0, (self.direction * across).sum(dim=1) / safe / total)
+        ratio = torch.where(closed, torch.inf, arc / safe)
+        ratio = torch.where(closed & (arc <= tiny[:, 0] * len(self.times)), 1.0, ratio)
+        turned = turning[:, 1:].sum(dim=1)
+        per_sample = torch.stack((self.spread * total, turned, arc, chord, ratio, 2 * (1 - cosine)), dim=1)
+        return torch.cat(by_step, dim=1), per_sample
