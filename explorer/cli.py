@@ -418,34 +418,20 @@ def counted(show: Callable, steps: int) -> Callable:
 
 
 def write_png(file: Path, arrays: dict) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
+    """Images in rows, every pixel an equal square; points of the plane, or the first two coordinates of others, as marks."""
+    from explorer.viz import OKABE_ITO, grid, png
+    from explorer.viz.canvas import canvas
 
     x = arrays["x"]
     if x.ndim == 4:
-        matplotlib.image.imsave(file, mosaic(x))
+        columns = -(-(len(x) ** 0.5) // 1)
+        file.write_bytes(png(grid(x, int(columns), scale=max(1, int(480 // (columns * x.shape[3]))))))
         return
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot(aspect="equal")
-    axes.scatter(x[:, 0], x[:, 1], s=4, c=arrays.get("label"), linewidths=0)
-    figure.savefig(file, dpi=120)
-
-
-def mosaic(x, columns: int = 0, at_least: int = 480):
-    """One uint8 picture (H, W, 3) of images (n, C, h, w) in [-1, 1], in rows, every pixel an equal square."""
-    import numpy as np
-
-    n, channels, height, width = x.shape
-    columns = columns or int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    padded = np.full((rows * columns, channels, height + 1, width + 1), 1.0)
-    padded[:n, :, :height, :width] = x
-    tiles = padded.reshape(rows, columns, channels, height + 1, width + 1).transpose(0, 3, 1, 4, 2)
-    flat = tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    pixels = np.round((flat.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[:, :, :3]
-    zoom = max(1, -(-at_least // pixels.shape[1]))
-    return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    board = canvas("matplotlib", size=(520, 560))
+    colors = [OKABE_ITO[label % len(OKABE_ITO)] for label in arrays.get("label", [0] * len(x))]
+    board.panel().points(x[:, 0], x[:, 1], colors, size=3.0)
+    board.panel().axes("x", "y", equal=True)
+    board.finish(f"n = {len(x)}").savefig(file, dpi=120, format="png")
 
 
 def write_npz(file: Path, arrays: dict) -> None:
@@ -597,12 +583,16 @@ def serve(
         str, typer.Option(help="Interface to listen on. Anyone who can reach it can use the page.")
     ] = "localhost",
     show: Annotated[bool, typer.Option("--show/--no-show", help="Open a browser where there is one.")] = True,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Open on a comparison that is set up: two solvers at the same cost.")
+    ] = False,
 ) -> None:
     """Serve the dashboard and print its address.
 
     Examples:
       explorer serve
       explorer serve --port 5007 --no-show
+      explorer serve --demo
     """
     try:
         from explorer.apps.serve import serve as run
@@ -610,7 +600,7 @@ def serve(
         if (error.name or "").startswith("explorer"):
             raise
         raise MissingExtra(error.name or "panel", "app", "the dashboard") from None
-    run(port=port, address=address, show=show)
+    run(port=port, address=address, show=show, demo=demo)
 
 
 @app.command()
@@ -670,34 +660,40 @@ def assignment(text: str) -> tuple[str, str]:
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which timings. Default: all.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON document here.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Rows, or families of rows. Default: all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the rows here too, as JSON with machine and versions.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of which the median is taken.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Short turns and smaller problems, to try it out.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time what must be fast beside its peers, each row with the bare cost that bounds it.
 
     Examples:
-      explorer bench
+      explorer bench --out bench.json
       explorer bench solver-overhead frechet --json
     """
-    from explorer.bench import run
+    from explorer.bench import run, save
 
     with progress("timing") as show:
-        document = plain(run(names or (), show))
+        rows = run(names or (), show, runs=runs, quick=quick)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        save(rows, out)
     if as_json:
-        emit(document)
+        emit([row.to_dict() for row in rows])
         return
     table(
         [
             {
-                "name": row["name"],
-                "ours": f"{row['ours']:.4g} {row['unit']}",
-                "limit": f"{row['limit']:.4g}" if row.get("limit") is not None else "",
-                "peers": ", ".join(f"{peer} {value:.4g}" for peer, value in row.get("peers", {}).items()),
+                "name": row.name,
+                "ours": f"{row.ours:.4g} {row.unit}",
+                "limit": "" if row.limit is None else f"{row.limit:.4g}",
+                "ours / limit": "" if row.ratio is None else f"{row.ratio:.3g}",
+                "peers": ", ".join(f"{peer} {value:.4g}" for peer, value in row.peers.items()),
             }
-            for row in document["rows"]
+            for row in rows
         ]
     )

@@ -118,13 +118,16 @@ def test_sample_draws_a_picture_of_points(tmp_path):
 
 
 def test_sample_puts_images_in_rows(tmp_path):
-    x = np.linspace(-1, 1, 5 * 8 * 8).reshape(5, 1, 8, 8)
-    picture = cli.mosaic(x, columns=3, at_least=26)
-    assert picture.shape == (17, 26, 3) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture[9:17, 9:17, 0], np.round((x[4, 0] + 1) * 127.5))
-    assert (picture[9:17, 18:] == 255).all()
-    cli.write_png(tmp_path / "grid.png", {"x": x})
-    assert (tmp_path / "grid.png").stat().st_size > 0
+    from matplotlib.image import imread
+
+    out = tmp_path / "grid.png"
+    run("sample", "oracle-digits", "--n", 9, "--steps", 2, "--out", out)
+    run("sample", "oracle-digits", "--n", 9, "--steps", 2, "--out", tmp_path / "x.npz")
+    picture, x = imread(out)[:, :, 0], np.load(tmp_path / "x.npz")["x"]
+    side = (picture.shape[0] - 2) // 3  # three rows, one pixel between them
+    first = picture[:side, :side].reshape(8, side // 8, 8, side // 8)
+    assert np.abs(first - first[:, :1, :, :1]).max() == 0
+    np.testing.assert_allclose(first[:, 0, :, 0], (x[0, 0].clip(-1, 1) + 1) / 2, atol=0.51 / 255)
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
@@ -171,6 +174,8 @@ def test_list_tells_order_and_cost_of_each_solver():
         (["list", "model"], ["model", "'models'"]),
         (["train", "emd"], ["emd", "'edm'"]),
         (["train", "edm", "--data", "digit"], ["digit", "'digits'"]),
+        (["train", "edm", "--set", "plan.n_step=3"], ["n_step", "'n_steps'"]),
+        (["train", "edm", "--set", "plan"], ["--set", "FIELD=VALUE"]),
         (["bench", "frechett"], ["frechet"]),
     ],
     ids=lambda value: " ".join(map(str, value[:4])) if isinstance(value, list) else "",
@@ -224,6 +229,51 @@ def test_completion_knows_commands_knobs_and_choices():
     env = {"COMP_WORDS": "explorer eval digits --solver he", "COMP_CWORD": "4", "_EXPLORER_COMPLETE": "complete_bash"}
     result = CliRunner().invoke(cli.app, [], prog_name="explorer", env=env)
     assert "heun" in result.stdout and "euler" not in result.stdout
+
+
+def test_bench_prints_rows_and_writes_them_with_the_machine(monkeypatch, tmp_path):
+    from explorer import bench
+    from explorer.bench import Row
+
+    row = Row.of(
+        "frechet-d64", {"ours": [2.0, 1.0, 3.0], "limit": [1.0, 1.0, 1.0], "peer": [4.0] * 3}, unit="s", limit_is="x"
+    )
+    monkeypatch.setattr(bench, "run", lambda names, show, runs, quick: [row])
+    [shown] = document("bench", "frechet", "--out", tmp_path / "bench.json")
+    assert {"name", "ours", "unit", "limit", "peers"} <= set(shown) and shown["ours"] == 2.0
+    assert shown["peers"] == {"peer": 4.0}
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert stored["rows"] == [shown] and stored["machine"] and stored["versions"]
+    assert "frechet-d64" in run("bench", "frechet").stdout
+
+
+def test_serve_hands_its_options_on_and_says_what_is_missing(monkeypatch):
+    import builtins
+
+    from explorer.apps import serve
+
+    asked = {}
+    monkeypatch.setattr(serve, "serve", lambda **options: asked.update(options))
+    run("serve", "--port", 0, "--no-show", "--demo")
+    assert asked == {"port": 0, "address": "localhost", "show": False, "demo": True}
+
+    real = builtins.__import__
+
+    def without_panel(name, *rest, **options):
+        if name == "explorer.apps.serve":
+            raise ModuleNotFoundError("No module named 'panel'", name="panel")
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_panel)
+    assert "trajectory-explorer[app]" in refusal("serve")
+
+
+@pytest.mark.slow
+def test_train_writes_a_model_that_the_other_commands_take(tmp_path):
+    args = ["--data", "toy-moons", "--set", "plan.n_steps=40", "--seed", 3, "--out", tmp_path]
+    done = document("train", "edm", *args)
+    assert done["steps"] == 40 and done["card"]["seed"] == 3 and done["card"]["metrics"]
+    assert document("eval", done["file"], "--n", 64)["metric"] == "SW2[xy]"
 
 
 def test_the_readmes_commands_exist():
