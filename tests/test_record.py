@@ -261,6 +261,19 @@ def test_coupling_of_the_gaussian_flow_is_the_optimal_scaling():
     assert tr.optimal_cost(*one) == pytest.approx(sorted_cost, rel=1e-12)
 
 
+def test_a_flow_on_the_line_is_the_monotone_map():
+    """In one dimension paths cannot cross: the coupling is F^-1(Phi(eps)), also the cheapest one."""
+    means, s = torch.tensor([[-2.0], [0.5], [3.0]], dtype=torch.float64), 0.4
+    model = Oracle(GaussianMixture(means, s, weights=torch.tensor([1.0, 2.0, 1.0])))
+    ds = tr.record(model, OdeSampler(Heun(), TimeGrid.karras(150, 1e-3, 1e3)), range(200))
+    noise, data = tr.noise_of(ds)[:, 0], tr.data_of(ds)[:, 0]
+    weights = model.mixture.log_weights.exp()
+    reached = (weights * torch.special.ndtr((data[:, None] - means.T) / s)).sum(dim=1)
+    assert float((reached - torch.special.ndtr(noise)).abs().max()) < 0.005
+    assert torch.equal(noise.argsort(), data.argsort())
+    assert tr.optimal_cost(noise[:, None], data[:, None]) == pytest.approx(float(tr.coupling_cost(ds).mean()))
+
+
 def test_intersection_of_the_gaussian_is_the_closed_form():
     s, d, n = 0.7, 2, 4000
     generator = torch.Generator().manual_seed(0)
