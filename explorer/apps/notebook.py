@@ -285,7 +285,9 @@ class Controls:
         if self._pinned.key() == self.knobs.key() or not common:
             return what
         n = max(common)
-        return f"{what} On the same noise (n = {n}): {verdict(b[n].metric.difference(a[n].metric), 'this', 'A')}."
+        return (
+            f"{what} On the same noise (n = {n}): {verdict(b[n].metric.difference(a[n].metric), 'this setting', 'A')}."
+        )
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The widgets, and the first samples as a picture for readers without a kernel."""
