@@ -10,6 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -102,13 +103,32 @@ class Denoiser(nn.Module, ABC):
 
 
 def affine(a: Time, x: Tensor, b: Time, y: Tensor) -> Tensor:
-    """a x + b y in x's dtype, y possibly of a narrower one; a and b numbers or (B,). Skips what is multiplied by exactly 0 or 1."""
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        if a == 0.0:
-            y = y.to(x.dtype)
-            return y if b == 1.0 else y * b
-        return torch.add(x if a == 1.0 else x * a, y, alpha=b)
-    return like(a, x) * x + like(b, y) * y.to(x.dtype)
+    """a x + b y in x's dtype, y possibly of another; a and b numbers or (B,). Skips what is multiplied by exactly 0 or 1."""
+    y = cast(y, x.dtype)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return like(a, x) * x + like(b, y) * y
+    if a == 0.0:
+        return y if b == 1.0 else y * b
+    return torch.add(x if a == 1.0 else x * scalar(a), y, alpha=b)
+
+
+# On small batches the solver's own time is the fixed cost of each tensor operation; these two halve it.
+
+CASTS = {
+    torch.float64: Tensor.double, torch.float32: Tensor.float, torch.bfloat16: Tensor.bfloat16, torch.float16: Tensor.half
+}  # fmt: skip
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in this floating dtype: `x.to(dtype)` without its argument parsing."""
+    return x if x.dtype is dtype else CASTS[dtype](x)
+
+
+@lru_cache(maxsize=65536)
+def scalar(value: float) -> Tensor:
+    """The number as a tensor (), for products: a Python number would be wrapped into one on every call."""
+    with torch.inference_mode(False):  # it may be used again where gradients are wanted
+        return torch.tensor(value, dtype=torch.float64)
 
 
 class Preconditioned(Denoiser):
@@ -157,27 +177,23 @@ class Preconditioned(Denoiser):
             a, b = a + b * c_skip, b * c_out
             x, noise = (like(c_in, x_t) * x_t).to(dtype), c_noise.to(dtype).reshape(-1)
         else:
-            a, b, c_in, noise = self._number(kind, t, x_t.device, dtype)
-            x = (x_t if c_in == 1.0 else x_t * c_in).to(dtype)
+            key = (kind, t, x_t.device, dtype)
+            a, b, c_in, noise = self._at.get(key) or self._number(*key)
+            x = cast(x_t if c_in == 1.0 else x_t * scalar(c_in), dtype)
         self._calls[0] += 1
-        raw = (
-            self.net(x, noise, cond)
-            if skip_scale is None
-            else self.net(x, noise, cond, skip_scale=skip_scale.to(dtype))
-        )
+        net = self._modules["net"]  # `self.net` goes through Module.__getattr__, a microsecond
+        raw = net(x, noise, cond) if skip_scale is None else net(x, noise, cond, skip_scale=skip_scale.to(dtype))
         return affine(a, x_t, b, raw)
 
     def _number(self, kind: Kind, t: float, device, dtype) -> tuple[float, float, float, Tensor]:
         """(a, b, c_in, noise) with result = a x + b F(c_in x, noise): preconditioning and conversion composed, cached per time."""
-        key = (kind, t, device, dtype)
-        found = self._at.get(key)
-        if found is None:
-            if len(self._at) > 4096:
-                self._at.clear()
-            c_skip, c_out, c_in, c_noise = self.precondition.at(t, self.path)
-            a, b = self.path.convert(self.precondition.kind, kind, t)
+        if len(self._at) > 4096:
+            self._at.clear()
+        c_skip, c_out, c_in, c_noise = self.precondition.at(t, self.path)
+        a, b = self.path.convert(self.precondition.kind, kind, t)
+        with torch.inference_mode(False):
             noise = torch.tensor([c_noise], device=device, dtype=dtype)
-            found = self._at[key] = (a + b * c_skip, b * c_out, c_in, noise)
+        found = self._at[kind, t, device, dtype] = (a + b * c_skip, b * c_out, c_in, noise)
         return found
 
 

@@ -6,6 +6,7 @@ floats of the model's own path, decreasing from noise to data; the state is floa
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -26,9 +27,14 @@ class Step(NamedTuple):
     slope: Tensor | None  # velocity at (x_from, t_from)
     denoised: Tensor | None  # E[x0 | x_from] at t_from
     state: Any  # what the solver carries to the next step
-    error: Tensor | None = None  # embedded local error estimate, where the method has one
+    estimate: Callable[[], Tensor] | None = None  # computes `error`, where the method has an embedded one
     t_from: float | None = None  # where the step really started, if a stochastic solver raised the noise first
     x_from: Tensor | None = None
+
+    @property
+    def error(self) -> Tensor | None:
+        """Embedded estimate of the local error, computed when it is asked for; None where the method has none."""
+        return None if self.estimate is None else self.estimate()
 
 
 class Solver(ABC):
@@ -91,28 +97,38 @@ def solve(
     Raises:
         NonFinite: NaN or infinity appeared; names the first such step and the samples, and keeps the final state.
     """
-    state = solver.init(model, x, times)
-    sums = []  # one number per step instead of a device synchronisation
-    for i in range(len(times) - 1):
-        step = solver.step(model, x, times[i], times[i + 1], state, cond=cond, rng=rng)
+    state, unseen = solver.init(model, x, times), []
+    n_steps = len(times) - 1
+    room = UNSEEN_BYTES // max(x.nbytes, 1) or 1
+    for i in range(n_steps):
+        t, t_next = times[i], times[i + 1]
+        step = solver.step(model, x, t, t_next, state, cond=cond, rng=rng)
         if observe is not None:
-            observe(i, times[i], times[i + 1], x, step)
+            observe(i, t, t_next, x, step)
         x, state = step.x, step.state
-        sums.append(x.sum())
-    _check_finite(x, sums, times, solver)
+        unseen.append(x)
+        if len(unseen) == room or i == n_steps - 1:
+            _check_finite(unseen, i, times, solver)
+            unseen = []
     return x
 
 
-def _check_finite(x: Tensor, sums: list[Tensor], times: Sequence[float], solver: Solver) -> None:
-    if torch.isfinite(sums[-1]):
+UNSEEN_BYTES = 2**24
+"""States that may wait for their check: what is not finite stays so, and one check of the last state serves them all."""
+
+
+def _check_finite(states: Sequence[Tensor], last: int, times: Sequence[float], solver: Solver) -> None:
+    """Raises NonFinite where the last of the states, that of step `last`, is not finite; names the first step that was not."""
+    x = states[-1]
+    if math.isfinite(x.sum().item()):
         return
     bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()[:, 0].tolist()
     if not bad:  # the sum overflowed, not the samples
         return
-    first = int((~torch.isfinite(torch.stack(sums))).nonzero()[0, 0])
+    first = last + 1 - len(states) + next(i for i, s in enumerate(states) if not torch.isfinite(s).all())
     shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
     raise NonFinite(
-        f"NaN or infinity at step {first + 1} of {len(sums)} (from t = {times[first]:.4g} to {times[first + 1]:.4g}, "
+        f"NaN or infinity at step {first + 1} of {len(times) - 1} (from t = {times[first]:.4g} to {times[first + 1]:.4g}, "
         f"{type(solver).__name__}) in {len(bad)} of {len(x)} samples (positions {shown}); "
         "try a smaller sigma_max, a larger sigma_min, or guidance and skip scales nearer 1",
         step=first,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from explorer.models.base import affine
@@ -15,6 +17,7 @@ from explorer.process.paths import Path
 from explorer.sampling.solve import Solver, Step
 
 
+@lru_cache(maxsize=65536)
 def ddim_coefficients(path: Path, t: float, t_next: float) -> tuple[float, float]:
     """(a, b) with x_next = a x + b D, exact when the denoiser D is constant over the step."""
     alpha, sigma, _, _ = path.at(t)
@@ -51,19 +54,27 @@ class DPMpp2M(Solver):
     nfe_formula = "N"
 
     def step(self, model, x, t, t_next, state: tuple[float, Tensor] | None, *, cond=None, rng=None):
-        path = model.path
         denoised = model.denoise(x, t, cond)
-        a, b = ddim_coefficients(path, t, t_next)
-        extrapolated = denoised
-        if state is not None and path.ratio_at(t_next) > 0:
-            t_prev, previous = state
-            h, h_prev = _lambda(path, t_next) - _lambda(path, t), _lambda(path, t) - _lambda(path, t_prev)
-            w = 0.5 * h / h_prev  # 1 / (2 r); 0 when the previous step began at pure noise
-            extrapolated = affine(1 + w, denoised, -w, previous)
-        return Step(affine(a, x, b, extrapolated), None, denoised, (t, denoised))
+        t_prev, previous = state or (None, None)
+        a, b, c = dpmpp2m_coefficients(model.path, t_prev, t, t_next)
+        x = affine(a, x, b, denoised)
+        if c != 0.0:
+            x = torch.add(x, previous, alpha=c)
+        return Step(x, None, denoised, (t, denoised))
 
     def eval_times(self, times, path):
         return list(times[:-1])
+
+
+@lru_cache(maxsize=65536)
+def dpmpp2m_coefficients(path: Path, t_prev: float | None, t: float, t_next: float) -> tuple[float, float, float]:
+    """(a, b, c) with x_next = a x + b D + c D_prev: DDIM of the denoiser extrapolated from t_prev and t to the middle of the step."""
+    a, b = ddim_coefficients(path, t, t_next)
+    if t_prev is None or path.ratio_at(t_next) == 0:
+        return a, b, 0.0
+    h, h_prev = _lambda(path, t_next) - _lambda(path, t), _lambda(path, t) - _lambda(path, t_prev)
+    w = 0.5 * h / h_prev  # 1 / (2 r); 0 when the previous step began at pure noise
+    return a, b * (1 + w), -b * w
 
 
 def _lambda(path: Path, t: float) -> float:

@@ -26,6 +26,11 @@ class Table:
     b: tuple[float, ...]
     embedded: tuple[float, ...] | None = None
 
+    @cached_property
+    def stages(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
+        """(node, row) of every stage after the first."""
+        return tuple(zip(self.c[1:], self.a, strict=True))
+
 
 EULER = Table(c=(0.0,), a=(), b=(1.0,))
 RALSTON3 = Table(
@@ -66,22 +71,26 @@ def stage_time(t: float, t_next: float, c: float) -> float:
 
 def rk_step(model, x: Tensor, t: float, t_next: float, table: Table, cond) -> Step:
     """One explicit Runge-Kutta step of dx/dt = velocity."""
-    h = t_next - t
-    slopes = [model.velocity(x, t, cond)]
-    for c, row in zip(table.c[1:], table.a, strict=True):
+    h, first = t_next - t, model.velocity(x, t, cond)
+    if not table.stages:  # Euler's method, without the bookkeeping
+        return Step(torch.add(x, first, alpha=h), first, None, None)
+    slopes = [first]
+    for c, row in table.stages:
         slopes.append(model.velocity(_combine(x, h, row, slopes), stage_time(t, t_next, c), cond))
-    error = None
-    if table.embedded is not None:
-        difference = [b - e for b, e in zip(table.b, table.embedded, strict=True)]
-        error = _combine(None, h, difference, slopes)
-    return Step(_combine(x, h, table.b, slopes), slopes[0], None, None, error)
+    estimate = None if table.embedded is None else lambda: _embedded_error(h, table, slopes)
+    return Step(_combine(x, h, table.b, slopes), first, None, None, estimate)
 
 
-def _combine(x: Tensor | None, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def _combine(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     for w, k in zip(weights, slopes, strict=True):
         if w != 0.0:
-            x = k * (h * w) if x is None else torch.add(x, k, alpha=h * w)
+            x = torch.add(x, k, alpha=h * w)
     return x
+
+
+def _embedded_error(h: float, table: Table, slopes: Sequence[Tensor]) -> Tensor:
+    weights = [b - e for b, e in zip(table.b, table.embedded, strict=True)]
+    return _combine(torch.zeros_like(slopes[0]), h, weights, slopes)
 
 
 @dataclass(frozen=True)
