@@ -1,0 +1,209 @@
+"""solver-overhead-*: what a solver costs besides the network, per evaluation.
+
+The network is the smallest anybody would sample from (3-64-64-2, batch 256), so that everything else shows. Ours keeps its
+state in float64; the peers run in float32, their default. All start from the same noise and are divided by their own number of
+evaluations. Set-up that a run needs (time grid, scheduler.set_timesteps) counts, for everybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from explorer.bench.clock import Effort, Work, installed, rounds, threads, waiter
+from explorer.bench.rows import Row
+from explorer.models.base import Preconditioned
+from explorer.process.paths import EDM, Linear
+from explorer.process.precondition import EDMPrecondition, FlowPrecondition
+from explorer.sampling.grids import TimeGrid
+from explorer.sampling.samplers import OdeSampler
+from explorer.sampling.solve import Solver
+from explorer.sampling.solvers import RK4, DPMpp2M, Euler, Heun
+from explorer.trajectory.record import Recorder
+
+BATCH, STEPS, SIGMA = 256, 18, (0.002, 80.0)
+RECORDED = 4  # batches that one recorder takes
+SLACK, SLACK_RECORDING = 1.15, 1.3
+
+
+class TinyNet(nn.Module):
+    """3-64-64-2 with SiLU; the third input is the noise level."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        widths = (3, 64, 64, 2)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        first, second, last = self.layers
+        h = torch.cat([x, noise.expand(len(x), 1)], dim=1)
+        h = nn.functional.silu(first(h))
+        return last(nn.functional.silu(second(h)))
+
+
+class Setting:
+    """The network, the noise and the two kinds of model made of it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.net = TinyNet().to(device)
+        generator = torch.Generator().manual_seed(1)
+        self.noise = torch.randn(BATCH, 2, dtype=torch.float64, generator=generator).to(device)
+        self.noise32 = self.noise.float()
+        self.level = torch.full((1,), 0.5, device=device)
+        times = SIGMA[0] / (1 + SIGMA[0]), SIGMA[1] / (1 + SIGMA[1])
+        self.flow = Preconditioned(self.net, Linear(), FlowPrecondition(), shape=(2,), t_range=times, name="flow")
+        self.edm = Preconditioned(self.net, EDM(), EDMPrecondition(), shape=(2,), t_range=SIGMA, name="edm")
+
+    def bare(self) -> None:
+        for _ in range(STEPS):
+            self.net(self.noise32, self.level)
+
+
+FLOW_GRID = TimeGrid.uniform_t(STEPS, *SIGMA, Linear())
+EDM_GRID = TimeGrid.karras(STEPS, *SIGMA)
+
+
+def euler(name: str, effort: Effort, device: torch.device) -> Row:
+    peers = {"torchdiffeq euler": torchdiffeq("euler"), "diffusers FlowMatchEuler": flow_match("Euler")}
+    return _row(name, Euler(), "flow", peers, effort, device)
+
+
+def heun(name: str, effort: Effort, device: torch.device) -> Row:
+    peers = {"torchdiffeq heun2": torchdiffeq("heun2"), "diffusers FlowMatchHeun": flow_match("Heun")}
+    return _row(name, Heun(), "flow", peers, effort, device)
+
+
+def rk4(name: str, effort: Effort, device: torch.device) -> Row:
+    return _row(name, RK4(), "flow", {"torchdiffeq rk4": torchdiffeq("rk4")}, effort, device)
+
+
+def euler_edm(name: str, effort: Effort, device: torch.device) -> Row:
+    return _row(name, Euler(), "edm", {"diffusers EDMEuler": edm_scheduler("EDMEulerScheduler")}, effort, device)
+
+
+def heun_edm(name: str, effort: Effort, device: torch.device) -> Row:
+    return _row(name, Heun(), "edm", {"diffusers HeunDiscrete": heun_discrete}, effort, device)
+
+
+def dpmpp_2m(name: str, effort: Effort, device: torch.device) -> Row:
+    options = {"solver_order": 2, "final_sigmas_type": "zero", "lower_order_final": False, "euler_at_final": True}
+    peers = {"diffusers EDMDPMSolverMultistep": edm_scheduler("EDMDPMSolverMultistepScheduler", **options)}
+    return _row(name, DPMpp2M(), "edm", peers, effort, device)
+
+
+def recording(name: str, effort: Effort, device: torch.device) -> Row:
+    """Euler with every state and slope written down; the recorder's buffers are made within the time measured."""
+    with torch.inference_mode(), threads(1):
+        s = Setting(device)
+        sampler, path = OdeSampler(Euler(), FLOW_GRID), s.flow.path
+
+        def ours() -> None:
+            recorder = Recorder(RECORDED * BATCH, STEPS, path, ("x", "slope"), model=s.flow)
+            for _ in range(RECORDED):
+                sampler.sample(s.flow, s.noise, observe=recorder)
+
+        nfe = {"ours": RECORDED * STEPS, "limit": STEPS}
+        note = f"Euler on a velocity network; {RECORDED} batches into one Recorder with x and slope, float64. {NOTE}"
+        return _measured(name, {"ours": ours, "limit": s.bare}, nfe, effort, device, SLACK_RECORDING, note)
+
+
+NOTE = f"MLP 3-64-64-2, batch {BATCH}, {STEPS} steps; microseconds per evaluation, CPU time of one thread."
+
+
+def _row(name: str, solver: Solver, kind: str, peers: dict[str, Callable], effort: Effort, device: torch.device) -> Row:
+    with torch.inference_mode(), threads(1):
+        s = Setting(device)
+        model, grid = (s.flow, FLOW_GRID) if kind == "flow" else (s.edm, EDM_GRID)
+        sampler = OdeSampler(solver, grid)
+        found, absent = installed({peer: lambda build=build: build(s) for peer, build in peers.items()})
+        work = {"ours": lambda: sampler.sample(model, s.noise), "limit": s.bare} | {p: f for p, (f, _) in found.items()}
+        nfe = {"ours": sampler.nfe(model), "limit": STEPS} | {p: n for p, (_, n) in found.items()}
+        what = "velocity network (linear path)" if kind == "flow" else "EDM-preconditioned network"
+        note = f"{type(solver).__name__} on a {what}. {NOTE}"
+        return _measured(name, work, nfe, effort, device, SLACK, note, absent)
+
+
+def _measured(name, work: dict[str, Work], nfe, effort: Effort, device, target, note, absent=()) -> Row:
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    times, ends = rounds(work, effort, best_of=3 if effort.quick else 15, clock=clock, wait=waiter(device))
+    times = {key: [seconds / nfe[key] for seconds in values] for key, values in times.items()}
+    same = {peer: end for peer, end in ends.items() if peer in EQUAL and peer in times}
+    checks = {peer: float((end - ends["ours"]).norm() / ends["ours"].norm()) for peer, end in same.items()}
+    limit_is = "the bare network call"
+    return Row.of(name, times, unit="us", limit_is=limit_is, target=target, absent=absent, checks=checks, note=note)
+
+
+# Peers: each builds from a Setting (the work of one run, its number of evaluations)
+
+Peer = Callable[[Setting], tuple[Work, int]]
+
+EQUAL = {"torchdiffeq euler", "diffusers EDMEuler", "diffusers EDMDPMSolverMultistep"}
+"""Those that take the same steps, and so must end at the same points, to the rounding of float32."""
+
+
+def torchdiffeq(method: str) -> Peer:
+    def build(s: Setting) -> tuple[Work, int]:
+        from torchdiffeq import odeint
+
+        times = FLOW_GRID.tensor(Linear(), s.device).float()
+        start = s.noise32 * times[0]
+        evaluations = {"euler": 1, "heun2": 2, "rk4": 4}[method] * STEPS
+
+        def velocity(t: Tensor, x: Tensor) -> Tensor:
+            return s.net(x, t)
+
+        return lambda: odeint(velocity, start, times, method=method)[-1], evaluations
+
+    return build
+
+
+def flow_match(order: str) -> Peer:
+    def build(s: Setting) -> tuple[Work, int]:
+        import diffusers
+
+        scheduler = getattr(diffusers, f"FlowMatch{order}DiscreteScheduler")()
+        return _loop(s, scheduler, s.noise32, lambda t: t / 1000)
+
+    return build
+
+
+def edm_scheduler(name: str, **options) -> Peer:
+    def build(s: Setting) -> tuple[Work, int]:
+        import diffusers
+
+        scheduler = getattr(diffusers, name)(sigma_min=SIGMA[0], sigma_max=SIGMA[1], **options)
+        return _loop(s, scheduler, s.noise32 * SIGMA[1], lambda t: t)
+
+    return build
+
+
+def heun_discrete(s: Setting) -> tuple[Work, int]:
+    import diffusers
+
+    scheduler = diffusers.HeunDiscreteScheduler(use_karras_sigmas=True)
+    scheduler.set_timesteps(STEPS)
+    return _loop(s, scheduler, s.noise32 * float(scheduler.init_noise_sigma), lambda t: t / 1000)
+
+
+def _loop(s: Setting, scheduler, start: Tensor, level: Callable[[Tensor], Tensor]) -> tuple[Work, int]:
+    """The loop of a diffusers pipeline: scale the input, ask the network, step."""
+    scheduler.set_timesteps(STEPS, device=s.device)
+    scales = hasattr(scheduler, "scale_model_input")
+
+    def run() -> Tensor:
+        scheduler.set_timesteps(STEPS, device=s.device)
+        x = start
+        for t in scheduler.timesteps:
+            x_in = scheduler.scale_model_input(x, t) if scales else x
+            x = scheduler.step(s.net(x_in, level(t).reshape(1).float()), t, x).prev_sample
+        return x
+
+    return run, len(scheduler.timesteps)
