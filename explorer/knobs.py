@@ -264,7 +264,7 @@ class SamplerKnobs(param.Parameterized):
         elif self.label is not None and self.label >= model.n_classes:
             values["label"] = None
             notes.append(f"Class {self.label} does not exist in {model.name}: drawing every class in turn.")
-        if model.n_skips == 0 and self.skip_scales(1) is not None:
+        if model.n_skips == 0 and self.skip_scales(2) is not None:
             values |= {"rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
             notes.append(f"Skip-tuning is off: {model.name} has no skip connections.")
         elif self.skip_bank is not None and len(self.skip_bank) != model.n_skips:
@@ -290,7 +290,7 @@ class SamplerKnobs(param.Parameterized):
             raise BadValue(f"class {self.label} cannot be drawn: {model.name or 'this model'} has {has}.")
         if self.label == -1 and self.guidance != 1:
             raise BadValue(f"guidance {self.guidance:g} needs a class to follow: choose one, or every class in turn.")
-        if self.skip_scales(1) is not None and model.n_skips == 0:
+        if self.skip_scales(2) is not None and model.n_skips == 0:
             raise BadValue(
                 f"skip-tuning needs a network with skip connections, and {model.name or 'this model'} has none: "
                 "set rho_bottom and rho_top to 1 or choose a U-Net."
@@ -410,7 +410,7 @@ class SamplerKnobs(param.Parameterized):
                     words = ("every class in turn", "no class", *(str(c) for c in classes))
                     out.append(Control(kind="choice", choices=(None, -1, *classes), names=words, **common))
                 elif name == "skip_bank":
-                    blocks = tuple(getattr(model, "skip_names", ())) or tuple(
+                    blocks = tuple(getattr(getattr(model, "net", None), "skip_names", ())) or tuple(
                         f"block {i}" for i in range(model.n_skips)
                     )
                     common["value"] = value or self.skip_scales(model.n_skips) or [1.0] * model.n_skips
@@ -424,28 +424,25 @@ class SamplerKnobs(param.Parameterized):
 
     def to_python(self, model_name: str, n: int = 2000) -> str:
         """Script that prints the number on screen: same model, sampler, seeds and batches, hence the same value."""
-        solver, grid = self._solver(), self._grid_call()
-        imports = {"explorer.models": ["load"], "explorer.live": ["metric_for", "quality"]}
-        imports["explorer.sampling"] = ["OdeSampler", "TimeGrid", type(solver).__name__]
-        lines = [f"model = load({model_name!r})"]
+        lines = ["import explorer as ex", "", f'model = ex.load("{model_name}")']
         if self.skip_scales(2) is not None:
             ends = f"rho_bottom={self.rho_bottom!r}, rho_top={self.rho_top!r}"
             scales = ends if self.skip_bank is None else repr([float(s) for s in self.skip_bank])
-            lines.append(f"model = SkipTuned(model, {scales})")
-            imports["explorer.models"].append("SkipTuned")
+            lines.append(f"model = ex.SkipTuned(model, {scales})")
         if self.guidance != 1:
             low, high = self._interval()
-            high_text = "float('inf')" if math.isinf(high) else repr(high)
-            lines.append(f"model = Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
-            imports["explorer.models"].append("Guided")
-        lines.append(f"sampler = OdeSampler({solver!r}, {grid})")
+            high_text = 'float("inf")' if math.isinf(high) else repr(high)
+            lines.append(f"model = ex.Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
+        warp = f", rho={self.rho!r}" if self.grid in USES_RHO else ""
+        ends = f"{self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp}"
+        lines.append(f"grid = ex.TimeGrid.{GRIDS[self.grid].__name__}({ends})")
+        lines.append(f"sampler = ex.OdeSampler(ex.{self._solver()!r}, grid)")
         label = "" if self.label is None else f", label={self.label}"
         lines += [
-            f"for live in quality(model, sampler, metric_for(model), n={n}, start_seed={self.seed}{label}):",
-            '    print(live.estimate, f"{live.nfe} NFE", f"{live.seconds:.1f} s")',
+            f"for live in ex.quality(model, sampler, ex.metric_for(model), n={n}, start_seed={self.seed}{label}):",
+            '    print(live.estimate, f" {live.nfe} NFE, {live.seconds:.1f} s")',
         ]
-        head = [f"from {module} import {', '.join(sorted(what))}" for module, what in sorted(imports.items())]
-        return "\n".join([*head, "", *lines]) + "\n"
+        return "\n".join(lines) + "\n"
 
     def to_cli(self, model_name: str, n: int = 2000) -> str:
         """Command that prints the number on screen."""
@@ -470,10 +467,6 @@ class SamplerKnobs(param.Parameterized):
     def _grid(self) -> TimeGrid:
         warp = (self.rho,) if self.grid in USES_RHO else ()
         return GRIDS[self.grid](self.n_steps, self.sigma_min, self.sigma_max, *warp)
-
-    def _grid_call(self) -> str:
-        warp = f", rho={self.rho!r}" if self.grid in USES_RHO else ""
-        return f"TimeGrid.{GRIDS[self.grid].__name__}({self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp})"
 
 
 def names() -> list[str]:

@@ -30,8 +30,13 @@ def default() -> str:
 
 def groups() -> list[dict]:
     """Models for a picker: [{"title", "items": [{"name", "title"}]}]."""
+    return _groups(tuple(names()))
+
+
+@lru_cache(maxsize=4)
+def _groups(names: tuple[str, ...]) -> list[dict]:
     kinds: dict[str, list[dict]] = {"Digits, 8 × 8": [], "Points in the plane": [], "Exact, no network": []}
-    for name in names():
+    for name in names:
         card = bundled.card(name)
         exact, flat = card["kind"] == "oracle", len(card.get("shape", ())) == 1
         group = "Exact, no network" if exact else "Points in the plane" if flat else "Digits, 8 × 8"

@@ -74,7 +74,15 @@ def serve(port: int = 5006, address: str = "localhost", show: bool = True, *, de
     catalogue.warm()
     try:
         server = pn.serve(
-            apps, port=port, address=address, title="trajectory-explorer", show=False, start=False, verbose=False
+            apps,
+            port=port,
+            address=address,
+            title="trajectory-explorer",
+            show=False,
+            start=False,
+            verbose=False,
+            unused_session_lifetime_milliseconds=10_000,
+            check_unused_sessions_milliseconds=5_000,
         )
     except OSError as error:
         raise BadValue(
@@ -98,6 +106,7 @@ def serve(port: int = 5006, address: str = "localhost", show: bool = True, *, de
             print("stopped")
         finally:
             server.stop()
+            worker().close()
     return server
 
 

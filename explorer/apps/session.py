@@ -66,7 +66,8 @@ class Result:
 
     Attributes:
         live: the newest state; None before the first batch.
-        course: the states by n: how the number settled, and the metrics that later differences need.
+        course: the estimate by n: how the number settled.
+        metrics: the metric at n = 256, 512, 1024, ... and at the end, for paired differences with other settings.
         plane: particles and velocity field of a 2-D model, else None.
         n: samples asked for.
         failure: why it ended early, if it did.
@@ -75,7 +76,8 @@ class Result:
     setting: Setting
     n: int
     live: Live | None = None
-    course: dict[int, Live] = field(default_factory=dict)
+    course: dict[int, Estimate] = field(default_factory=dict)
+    metrics: dict[int, Metric] = field(default_factory=dict)
     plane: Plane | None = None
     failure: Failure | None = None
 
@@ -83,8 +85,11 @@ class Result:
     def complete(self) -> bool:
         return self.live is not None and self.live.n_done >= self.n
 
-    def metrics(self) -> dict[int, Metric]:
-        return {n: live.metric for n, live in self.course.items()}
+    def add(self, live: Live) -> None:
+        self.live = live
+        self.course[live.n_done] = live.estimate
+        if live.done or (live.n_done >= 256 and live.n_done & (live.n_done - 1) == 0):
+            self.metrics[live.n_done] = live.metric
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,8 @@ class Session(param.Parameterized):
         self.film_index: int | None = None
         self.ghost: Ghost | None = None
         self.running, self.fraction, self.eta = "", 0.0, None
+        self.shown: Result | None = None
+        self._compared: tuple[tuple, Comparison] | None = None
         self._job: Job | None = None
         self._side_jobs: dict[str, Job] = {}
         self._good = Setting.of(self.model_name, self.knobs)
@@ -202,15 +209,18 @@ class Session(param.Parameterized):
         a, b = self.baseline, self.result
         if a is None or b is None:
             return None
-        common = sorted(set(a.course) & set(b.course))
+        common = [n for n in set(a.metrics) & set(b.metrics)]
         if not common:
             return None
-        n = common[-1]
-        live = b.course[n]
-        try:
-            return Comparison(live.metric.difference(a.course[n].metric), n)
-        except BadValue:
-            return None  # measured in different feature spaces: other models, nothing to subtract
+        n = max(common)
+        key = (a.setting.key, b.setting.key, n)
+        if self._compared is None or self._compared[0] != key:
+            try:
+                difference = b.metrics[n].difference(a.metrics[n])
+            except BadValue:
+                return None  # measured in different feature spaces: other models, nothing to subtract
+            self._compared = (key, Comparison(difference, n))
+        return self._compared[1]
 
     # Verbs
 
@@ -334,8 +344,10 @@ class Session(param.Parameterized):
 
     def show_film(self, index: int) -> None:
         """The denoised predictions of sample `index` along its path, for the present setting and the pinned one."""
-        self.film_index = index
-        self._film()
+        if len(self.model.shape) == 3:
+            self.film_index = index
+            self._film()
+            self._changed("state")
 
     # Running
 
@@ -353,11 +365,9 @@ class Session(param.Parameterized):
         self._note(self.setting)
         if self.film_index is not None:
             self._film()
-        self._changed("state", "result")
         if todo:
             self._start(todo)
-        else:
-            self._changed("job")
+        self._changed("state", "job", "result")
 
     def cancel(self, quiet: bool = False) -> None:
         """Stops the running job; what it has measured so far stays."""
@@ -375,7 +385,7 @@ class Session(param.Parameterized):
         try:
             self.knobs.check(self.model)
         except ExplorerError as error:
-            return Failure(str(error), f"{type(error).__name__}: {error}\n\n{self.to_json()}")
+            return Failure(str(error), f"{type(error).__name__}: {error}\n\n{self.setting}")
         return None
 
     def _seen(self, setting: Setting) -> bool:
@@ -445,7 +455,6 @@ class Session(param.Parameterized):
         job_box: list[Job | None] = [None]
         self.running, self.fraction, self.eta = "starting", 0.0, None
         self._job = job_box[0] = self._worker.submit(make, value=value, end=end, progress=progress)
-        self._changed("job")
 
     def _take(self, job: Job, names: dict[str, str], total: int, key: str, item: Any) -> None:
         if job is not self._job or key not in self.results:
@@ -454,8 +463,9 @@ class Session(param.Parameterized):
         if isinstance(item, Plane):
             result.plane = item
         elif isinstance(item, Live):
-            result.live = item
-            result.course[item.n_done] = item
+            result.add(item)
+            if key == self.setting.key:
+                self.shown = result
             if result.complete:
                 self._cache.put(result)
         else:
@@ -493,7 +503,7 @@ class Session(param.Parameterized):
         index, wanted = self.film_index, {"b": self.setting}
         if self.pinned is not None and self.pinned.key != self.setting.key:
             wanted["a"] = self.pinned.on_seed(self.knobs.seed)
-        if self._valid() is not None:
+        if self._valid() is not None or len(self.model.shape) != 3:
             return
 
         def make(job: Job) -> Iterator[tuple[str, Film]]:

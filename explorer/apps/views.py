@@ -74,12 +74,10 @@ def hero_data(session: Session) -> dict:
         "n_total": live.n,
         "settled": settled(e, live.metric),
         "note": e.note,
+        "caveat": _caveat(session),
         "stale": session.error is not None,
         "color": color(session, result.setting),
-        "course": [
-            [n, _number(v.estimate.value), _number(v.estimate.std_error), _finite(v.estimate)]
-            for n, v in result.course.items()
-        ],
+        "course": [[n, _number(e.value), _number(e.std_error), _finite(e)] for n, e in result.course.items()],
         "meta": _meta(session, live),
         "shape": list(model.shape),
     }
@@ -122,6 +120,9 @@ def texts(session: Session) -> dict:
 def samples_data(session: Session) -> dict:
     b, a = session.result, session.baseline
     shown_b, shown_a = _pictures(session, b), _pictures(session, a)
+    if shown_b is None and session.shown is not None and session.shown.setting.model == session.model_name:
+        b = session.shown  # the last pictures stay, faint, until the first new ones are there
+        shown_b = _pictures(session, b) | {"fresh": 0}
     ghost = session.ghost
     if ghost is not None and ghost.x is not None and shown_b is not None and "sprite" in shown_b:
         mixed = torch.cat([ghost.x.float().cpu(), b.live.x[len(ghost.x) :].float()]) if b.live is not None else ghost.x
@@ -320,6 +321,11 @@ def _summary(result: Result | None) -> str:
         value, error = float(ds[name]), float(ds[f"{name}_se"])
         facts.append(f"{words} {plus_minus(value, error)}" + (" rad" if name == "total_turning" else ""))
     return " · ".join(facts) + f" · n {thousands(result.live.n_done)}"
+
+
+def _caveat(session: Session) -> str:
+    label = session.knobs.label
+    return f"class {label} against all classes" if label is not None and label >= 0 else ""
 
 
 def _meta(session: Session, live) -> str:

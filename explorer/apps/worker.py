@@ -60,7 +60,7 @@ class Failure:
     details: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One running computation. `stop` is set to cancel it; `between` belongs between its solver steps."""
 
@@ -92,6 +92,7 @@ class Worker:
 
     def __init__(self, n_threads: int | None = None, n_slots: int = 8):
         self.baton = Baton()
+        self._jobs: set[Job] = set()
         self._pool = ThreadPoolExecutor(n_slots, "explorer-job", initializer=_threads, initargs=(n_threads,))
 
     def submit(
@@ -108,11 +109,19 @@ class Worker:
         is called any more once the job has been cancelled.
         """
         job = Job(_worker=self, _report=progress)
+        self._jobs.add(job)
         self._pool.submit(self._run, job, make, value, end)
         return job
 
+    def close(self) -> None:
+        """Stops every job and takes no more."""
+        for job in list(self._jobs):
+            job.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _run(self, job, make, value, end) -> None:
         if job.stop.is_set():
+            self._jobs.discard(job)
             return
         self.baton.take()
         failure = None
@@ -128,6 +137,7 @@ class Worker:
         except Exception as error:  # a bug must end as a sentence on the page, not as a dead job
             failure = Failure(f"The computation failed: {type(error).__name__}: {error}", traceback.format_exc())
         finally:
+            self._jobs.discard(job)
             self.baton.give()
         if not job.stop.is_set():
             end(failure)

@@ -1,6 +1,6 @@
 export function render({ model, el }) {
   const frames = new Map();                              // one vertical frame per curve, kept until another model is chosen
-  let wide = new Frame(), chosen = null, modelKey = null, hover = null, geometry = null;
+  let wide = new Frame(), chosen = null, modelKey = null, hover = null, geometry = null, past = null;
 
   const note = h("span", { class: "note", "data-part": "step-note", "aria-live": "off" });
   const pick = h("select", { "aria-label": "Quantity shown by step", onchange: () => { chosen = pick.value; draw(); } });
@@ -12,8 +12,10 @@ export function render({ model, el }) {
   function draw() {
     const d = model.data, ghost = model.ghost, film = model.film;
     if (!d.b) { chart.replaceChildren(s("text", { x: 16, y: 40 }, "No steps yet.")); note.textContent = ""; return; }
-    if (d.model !== modelKey) { modelKey = d.model; frames.clear(); wide = new Frame(); }
-    const curves = d.b.curves;
+    if (d.model !== modelKey) { modelKey = d.model; frames.clear(); wide = new Frame(); past = null; }
+    if (d.b.curves.length) past = d.b.curves;
+    const waiting = !d.b.curves.length;                 // the last curves stay, faint, until the first new ones are there
+    const curves = waiting ? past || [] : d.b.curves;
     const options = curves.map((c) => c.name).join();
     if (pick.dataset.options !== options) {
       pick.dataset.options = options;
@@ -57,7 +59,7 @@ export function render({ model, el }) {
         const points = c.sigma.map((sg, i) => [x(sg), y(c.mean[i]), c.mean[i], c.se[i]]).filter((p) => Number.isFinite(p[2]));
         const up = points.map((p) => `${p[0]},${y(p[2] + (p[3] || 0))}`), down = points.toReversed().map((p) => `${p[0]},${y(p[2] - (p[3] || 0))}`);
         parts.push(s("polygon", { points: [...up, ...down].join(" "), fill: color, opacity: 0.2 }),
-          s("polyline", { points: points.map((p) => `${p[0]},${p[1]}`).join(" "), fill: "none", stroke: color, "stroke-width": thin ? 1.2 : 2, opacity: thin ? 0.75 : 1 }),
+          s("polyline", { points: points.map((p) => `${p[0]},${p[1]}`).join(" "), fill: "none", stroke: color, "stroke-width": thin ? 1.2 : 2, opacity: thin ? 0.75 : waiting ? 0.3 : 1 }),
           ...points.map((p) => s("circle", { cx: p[0], cy: p[1], r: thin ? 2 : 3, fill: color })));
       }
     }

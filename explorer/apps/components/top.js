@@ -73,8 +73,8 @@ export function render({ model, el }) {
       spark.replaceChildren();
       return;
     }
-    number.replaceChildren(r.value, h("span", { class: "pm" }, ` ± ${r.error}`));
-    space.replaceChildren(h("b", {}, r.name), ` · n ${r.n}`, r.raw ? h("span", { class: "faint" }, ` · raw ${r.raw}`) : "", r.settled ? "" : " · not enough samples yet");
+    number.replaceChildren(...(r.value === "–" ? ["…"] : [r.value, h("span", { class: "pm" }, ` ± ${r.error}`)]));
+    space.replaceChildren(h("b", {}, r.name), ` · n ${r.n}`, r.raw ? h("span", { class: "faint" }, ` · raw ${r.raw}`) : "", r.settled ? "" : " · not enough samples yet", r.caveat ? ` · ${r.caveat}` : "");
     space.title = r.note || "";
     drawSpark(r);
   }

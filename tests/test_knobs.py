@@ -1,0 +1,252 @@
+"""The sampler's knobs: what they build, what they refuse, and that what is copied out of the page reproduces it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import param
+import pytest
+import torch
+
+from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.knobs import GROUPS, SamplerKnobs, names
+from explorer.live import metric_for, quality
+from explorer.models import Guided, Oracle, Preconditioned, SkipTuned
+from explorer.models.bundled import load
+from explorer.nets.unet import UNet
+from explorer.process import EDM, EDMPrecondition, GaussianMixture
+from explorer.sampling import GRIDS, SOLVERS, Seeds, TimeGrid, sample
+
+
+@pytest.fixture(scope="module")
+def unet() -> Preconditioned:
+    """A class-conditional U-Net with every weight alive, untrained."""
+    torch.manual_seed(0)
+    net = UNet(shape=(1, 8, 8), channels=8, mult=(1, 2), blocks=1, n_classes=3)
+    for p in net.parameters():
+        p.data = 0.2 * torch.randn_like(p)
+    return Preconditioned(
+        net.eval(), EDM(), EDMPrecondition(0.5), shape=(1, 8, 8), t_range=(0.01, 60.0), n_classes=3, name="unet"
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> Oracle:
+    """A model of points without classes and without skips."""
+    return Oracle(GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.1), name="plain", t_range=(0.002, 80.0))
+
+
+def test_every_knob_is_declared_in_full():
+    assert [name for members in GROUPS.values() for name in members] + ["seed"] == names()
+    for name in names():
+        p = SamplerKnobs.param[name]
+        assert len(p.doc) > 20, name
+        if isinstance(p, param.Number):
+            assert None not in p.bounds, name
+            assert p.default is None or p.bounds[0] <= p.default <= p.bounds[1], name
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_solver_and_grid_builds_and_costs_what_it_says(solver, grid, plain):
+    model, sampler = SamplerKnobs.for_model(plain, solver=solver, grid=grid, n_steps=3).build(plain)
+    assert model is plain
+    assert type(sampler.solver) is SOLVERS[solver]
+    assert sampler.grid.n_steps == 3 and sampler.grid.times[-1] == 0
+    plain.reset_calls()
+    assert torch.isfinite(sample(model, sampler, Seeds(range(4)))).all()
+    assert plain.n_calls == sampler.nfe(model)
+
+
+def test_knobs_reach_the_solver_the_grid_and_the_wrappers(unet):
+    knobs = SamplerKnobs(
+        solver="edm-stochastic", s_churn=7, s_min=0.2, s_max=30, s_noise=1.01, rho=3, sigma_min=0.05, sigma_max=40,
+        n_steps=6, guidance=2.5, guidance_lo=0.3, guidance_hi=5, rho_bottom=0.6,
+    )  # fmt: skip
+    model, sampler = knobs.build(unet)
+    assert sampler.grid == TimeGrid.karras(6, 0.05, 40.0, 3.0)
+    assert (sampler.solver.s_churn, sampler.solver.s_min, sampler.solver.s_max, sampler.solver.s_noise) == (
+        7,
+        0.2,
+        30,
+        1.01,
+    )
+    assert isinstance(model, Guided) and model.scale == 2.5 and model.interval == (0.3, 5.0)
+    assert isinstance(model.base, SkipTuned) and model.base.scales[-1] == 1.0 and model.base.scales[0] < 1
+    assert SamplerKnobs(guidance=2).build(unet)[0].interval == (0.0, float("inf"))
+    assert SamplerKnobs(solver="alpha2", alpha=0.5).build(unet)[1].solver.alpha == 0.5
+
+
+def test_knobs_at_rest_leave_the_model_alone(unet):
+    knobs = SamplerKnobs.for_model(unet)
+    model, sampler = knobs.build(unet)
+    assert model is unet
+    assert (sampler.grid.times[0], sampler.grid.times[-2]) == (60.0, 0.01)
+    ones = SamplerKnobs.for_model(unet, skip_bank=[1.0] * unet.n_skips)
+    assert ones.build(unet)[0] is unet
+
+
+def test_bank_takes_the_place_of_the_line(unet):
+    bank = [0.5 + 0.1 * i for i in range(unet.n_skips)]
+    model, _ = SamplerKnobs(skip_bank=bank, rho_bottom=0.4).build(unet)
+    assert model.scales == pytest.approx(bank)
+
+
+def test_round_trips_and_keys():
+    knobs = SamplerKnobs(solver="rk4", rho=5, guidance=1.5, skip_bank=[1, 0.5], label=3, seed=12)
+    again = SamplerKnobs.from_json(knobs.to_json())
+    assert again.to_dict() == knobs.to_dict() and again.key() == knobs.key()
+    assert SamplerKnobs(rho=5).key() == SamplerKnobs(rho=5.0).key() != SamplerKnobs(rho=5.5).key()
+    # what a solver, a grid or a guidance of 1 ignores does not make another setting
+    assert SamplerKnobs(alpha=0.3, s_churn=3, guidance_lo=2).key() == SamplerKnobs().key()
+    assert SamplerKnobs(grid="log-snr", rho=3).key() == SamplerKnobs(grid="log-snr").key()
+    assert SamplerKnobs(seed=1).key() != SamplerKnobs().key()
+
+
+def test_key_is_the_same_in_another_process():
+    code = "from explorer.knobs import SamplerKnobs; print(SamplerKnobs(rho=3, n_steps=4).key())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
+    assert out.stdout.strip() == SamplerKnobs(rho=3, n_steps=4).key()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"n_steps": 0}, BadValue, "n_steps = 0: expected a whole number from 1 to 64"),
+        ({"n_steps": 2.5}, BadValue, "whole number"),
+        ({"rho": float("nan")}, BadValue, "rho = nan: expected a number"),
+        ({"sigma_max": True}, BadValue, "expected a number"),
+        ({"guidance": "2"}, BadValue, "expected a number"),
+        ({"skip_bank": [0.5, 9]}, BadValue, "factors from 0 to 1.5"),
+        ({"solver": "huen"}, UnknownName, "Did you mean 'heun'"),
+        ({"grid": "karas"}, UnknownName, "Did you mean 'karras'"),
+        ({"roh": 7}, UnknownName, "Did you mean 'rho'"),
+    ],
+)
+def test_values_out_of_range_get_one_sentence(values, error, words):
+    with pytest.raises(error, match=words.replace("(", "\\(")) as caught:
+        SamplerKnobs(**values)
+    assert "\n" not in str(caught.value)
+    if error is BadValue:  # and the same when set on an object, which then keeps its value
+        knobs = SamplerKnobs()
+        before = knobs.to_dict()
+        with pytest.raises(BadValue):
+            setattr(knobs, *next(iter(values.items())))
+        with pytest.raises(BadValue):
+            knobs.param.update(**values)
+        assert knobs.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("values", "which", "words"),
+    [
+        ({"sigma_min": 2.0, "sigma_max": 1.0}, "unet", "sigma_min .2. must be below sigma_max .1."),
+        ({"sigma_min": 1.0, "sigma_max": 1.0}, "unet", "must be below"),
+        ({"guidance": 2}, "plain", "class-conditional.*plain has no classes"),
+        ({"label": 1}, "plain", "no classes"),
+        ({"label": 3}, "unet", "classes 0 to 2"),
+        ({"label": -1, "guidance": 2}, "unet", "needs a class"),
+        ({"rho_bottom": 0.5}, "plain", "skip-tuning needs a network with skip connections"),
+        ({"skip_bank": [0.5]}, "unet", "skip_bank has 1 factors"),
+        ({"solver": "edm-stochastic", "s_min": 5, "s_max": 1}, "unet", "s_min"),
+        ({"guidance": 2, "guidance_lo": 5, "guidance_hi": 1}, "unet", "guidance_lo"),
+    ],
+)
+def test_contradictions_get_one_sentence(values, which, words, unet, plain):
+    with pytest.raises(BadValue, match=words) as caught:
+        SamplerKnobs(**values).build({"unet": unet, "plain": plain}[which])
+    assert "\n" not in str(caught.value)
+
+
+def test_inapplicable_knobs_say_why(unet, plain):
+    reasons = SamplerKnobs().inapplicable(plain)
+    assert {"guidance", "label", "rho_bottom", "skip_bank", "s_churn", "alpha"} <= set(reasons)
+    assert "no classes" in reasons["guidance"] and "no skip" in reasons["rho_bottom"]
+    assert "guidance" not in SamplerKnobs().inapplicable(unet)
+    assert "s_churn" not in SamplerKnobs(solver="edm-stochastic").inapplicable(unet)
+    assert "rho" in SamplerKnobs(grid="log-snr").inapplicable(unet)
+    # whatever is said to be inapplicable may be set and changes nothing
+    quiet = SamplerKnobs(alpha=0.4, s_churn=50, rho=7)
+    assert quiet.build(plain)[1] == SamplerKnobs().build(plain)[1]
+
+
+def test_fitting_to_another_model_says_what_was_reset(unet, plain):
+    knobs = SamplerKnobs(guidance=2, label=1, skip_bank=[0.5] * unet.n_skips, rho=4)
+    fitted, notes = knobs.fitted(plain)
+    assert (fitted.guidance, fitted.label, fitted.skip_bank, fitted.rho) == (1.0, None, None, 4.0)
+    assert len(notes) == 2 and all(note.endswith(".") for note in notes)
+    fitted.build(plain)
+    assert SamplerKnobs().fitted(plain)[1] == []
+
+
+def test_controls_describe_every_knob(unet):
+    controls = SamplerKnobs().controls(unet)
+    assert [c.name for c in controls] == [name for members in GROUPS.values() for name in members]
+    for c in controls:
+        assert c.doc and (c.kind == "choice") == bool(c.choices)
+        if c.kind in ("integer", "number"):
+            assert c.low <= c.value <= c.high
+    bank = controls[[c.name for c in controls].index("skip_bank")]
+    assert len(bank.names) == len(bank.value) == unet.n_skips
+
+
+def test_bad_files_are_refused():
+    with pytest.raises(BadFile):
+        SamplerKnobs.from_json("{")
+    with pytest.raises(BadFile):
+        SamplerKnobs.from_json("[1]")
+
+
+SETTINGS = [
+    {},
+    {"solver": "dpmpp-2m", "grid": "cosine", "n_steps": 5, "seed": 3},
+    {"solver": "edm-stochastic", "s_churn": 30.0, "rho": 5.0, "n_steps": 4, "label": 2},
+    {"guidance": 1.7, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
+]
+
+
+@pytest.mark.parametrize("values", SETTINGS)
+def test_copied_python_prints_the_same_number(values):
+    model = load("oracle-8gaussians")
+    knobs = SamplerKnobs.for_model(model, **values)
+    built, sampler = knobs.build(model)
+    *_, live = quality(built, sampler, metric_for(model), n=100, start_seed=knobs.seed, label=knobs.label)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(knobs.to_python("oracle-8gaussians", 100), {})
+    assert printed.getvalue().splitlines()[-1].startswith(f"{live.estimate}  {live.nfe} NFE")
+
+
+@pytest.mark.parametrize("values", SETTINGS)
+def test_copied_command_prints_the_same_number(values):
+    from typer.testing import CliRunner
+
+    from explorer import cli
+
+    model = load("oracle-8gaussians")
+    knobs = SamplerKnobs.for_model(model, **values)
+    built, sampler = knobs.build(model)
+    *_, live = quality(built, sampler, metric_for(model), n=100, start_seed=knobs.seed, label=knobs.label)
+    command = knobs.to_cli("oracle-8gaussians", 100).split()
+    assert command[0] == "explorer"
+    result = CliRunner().invoke(cli.app, [*command[1:], "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["value"] == live.estimate.value and found["nfe"] == live.nfe and found["n"] == 100
+
+
+def test_copied_python_of_a_tuned_unet_rebuilds_the_sampler(unet):
+    """The text names every part: run it with `load` and the measuring replaced, and compare what was built."""
+    knobs = SamplerKnobs.for_model(unet, guidance=2.0, rho_bottom=0.7, rho_top=0.9, solver="alpha2", alpha=0.4)
+    code = knobs.to_python("digits", 10)
+    seen = {}
+    lines = [line for line in code.splitlines() if not line.startswith(("for live", "    print"))]
+    text = "\n".join(lines).replace('ex.load("digits")', "given")
+    exec(text, seen | {"given": unet}, seen)
+    model, sampler = knobs.build(unet)
+    assert seen["sampler"] == sampler
+    assert seen["model"].scale == model.scale and seen["model"].base.scales == model.base.scales
