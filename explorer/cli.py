@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,8 @@ def root(
 
 
 def main() -> None:
+    # Threads that spin while they wait make torch 20 times slower on a machine that has other work; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="explorer")
 
 
@@ -486,7 +489,7 @@ def table(rows: list[dict]) -> None:
 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in rows[0]:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column == "name")
     for row in rows:
         shown.add_row(*(cell(value) for value in row.values()))
     Console(highlight=False, markup=False).print(shown)
