@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import panel as pn
 import torch
+from panel.io.resources import LOCAL_DIST
 from panel.io.state import set_curdoc
 
 from explorer.apps import catalogue
@@ -47,6 +48,8 @@ def poster(doc) -> Callable[[Callable[[], None]], None]:
 
 def _opener(page: Page) -> Callable:
     def build():  # a plain function: Panel would print a functools.partial instead of calling it
+        # Without this a page that reconnects to a new session would ask a public server for Panel's style sheets.
+        pn.state.curdoc.template_variables["dist_url"] = LOCAL_DIST
         session = Session(worker(), poster(pn.state.curdoc))
         pn.state.on_session_destroyed(lambda context: session.close())
         rail = [{"title": p.title, "href": f"./{p.slug}", "icon": p.icon, "current": p is page} for p in PAGES]
@@ -81,7 +84,7 @@ def serve(port: int = 5006, address: str = "localhost", show: bool = True, *, de
             show=False,
             start=False,
             verbose=False,
-            unused_session_lifetime_milliseconds=10_000,
+            unused_session_lifetime_milliseconds=30_000,
             check_unused_sessions_milliseconds=5_000,
         )
     except OSError as error:

@@ -181,7 +181,8 @@ class Session(param.Parameterized):
         self._compared: tuple[tuple, Comparison] | None = None
         self._job: Job | None = None
         self._side_jobs: dict[str, Job] = {}
-        self._good = Setting.of(self.model_name, self.knobs)
+        self._good = Setting.of(self.model_name, self.knobs)  # what "undo" returns to
+        self._measuring: Setting | None = None
 
     # What is chosen
 
@@ -353,21 +354,24 @@ class Session(param.Parameterized):
 
     def run(self, notice: str = "") -> None:
         """Measures the present setting: from the cache when it has been seen, else by a new job that replaces the old."""
+        if self._job is not None and self._measuring is not None:
+            self._good = self._measuring
         self.cancel(quiet=True)
         self.notice, self.error = notice, self._valid()
         if self.error is not None:
-            self._changed("state", "job", "result")
+            self._changed("state", "job", "result", "ghost")
             return
         if self.pinned is not None:
             self.pinned = self.pinned.on_seed(self.knobs.seed)
-        self._good = self.setting
         todo = [s for s in (self.setting, self.pinned) if s is not None and not self._seen(s)]
         self._note(self.setting)
         if self.film_index is not None:
             self._film()
         if todo:
             self._start(todo)
-        self._changed("state", "job", "result")
+        if self.setting not in todo:
+            self._good, self.shown = self.setting, self.result
+        self._changed("state", "job", "result", "ghost")
 
     def cancel(self, quiet: bool = False) -> None:
         """Stops the running job; what it has measured so far stays."""
@@ -379,7 +383,9 @@ class Session(param.Parameterized):
         if not quiet:
             self._changed("job", "result")
 
-    close = cancel
+    def close(self) -> None:
+        """Stops everything; the page is gone."""
+        self.cancel(quiet=True)
 
     def _valid(self) -> Failure | None:
         try:
@@ -453,6 +459,7 @@ class Session(param.Parameterized):
             self._post(lambda: self._end(job_box[0], failure))
 
         job_box: list[Job | None] = [None]
+        self._measuring = todo[0]
         self.running, self.fraction, self.eta = "starting", 0.0, None
         self._job = job_box[0] = self._worker.submit(make, value=value, end=end, progress=progress)
 
@@ -484,7 +491,9 @@ class Session(param.Parameterized):
         if job is not self._job:
             return
         self._job, self.running, self.fraction, self.eta = None, "", 0.0, None
-        if failure is not None:
+        if failure is None:
+            self._good = self.setting
+        else:
             text = f"{failure.details}\n\nstate:\n{self.to_json()}"
             self.error = Failure(failure.text, text)
             if self.result is not None:
@@ -497,7 +506,7 @@ class Session(param.Parameterized):
 
     def _fail(self, failure: Failure) -> None:
         self.error = failure
-        self._changed("state")
+        self._changed("state", "ghost")
 
     def _film(self) -> None:
         index, wanted = self.film_index, {"b": self.setting}
