@@ -90,7 +90,7 @@ def test_losses_come_from_the_given_generator_alone():
 
 
 def test_a_network_trained_for_seconds_approaches_the_exact_denoiser():
-    plan = Plan(400, 256, optimizer=OptimizerPlan(lr=3e-3, decay="cosine"), emas=(EmaPlan(half_life=5000),))
+    plan = Plan(250, 256, optimizer=OptimizerPlan(lr=3e-3, decay="cosine"), emas=(EmaPlan(half_life=5000),))
     recipe = replace(paper("edm").recipe("toy"), plan=plan)
     *_, tick = train_recipe(recipe)
     assert loss_over_exact(exported(recipe, tick), 0.3, n=2048) < 1.1
