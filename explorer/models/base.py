@@ -105,8 +105,10 @@ class Denoiser(nn.Module, ABC):
 def affine(a: Time, x: Tensor, b: Time, y: Tensor) -> Tensor:
     """a x + b y in x's dtype, y possibly of another; a and b numbers or (B,). Skips what is multiplied by exactly 0 or 1."""
     y = cast(y, x.dtype)
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
+    if isinstance(b, Tensor):
         return like(a, x) * x + like(b, y) * y
+    if isinstance(a, Tensor):  # (), from `scalar`
+        return torch.add(x * a, y, alpha=b)
     if a == 0.0:
         return y if b == 1.0 else y * b
     return torch.add(x if a == 1.0 else x * scalar(a), y, alpha=b)
@@ -179,21 +181,29 @@ class Preconditioned(Denoiser):
         else:
             key = (kind, t, x_t.device, dtype)
             a, b, c_in, noise = self._at.get(key) or self._number(*key)
-            x = cast(x_t if c_in == 1.0 else x_t * scalar(c_in), dtype)
+            x = cast(x_t if c_in is None else x_t * c_in, dtype)
         self._calls[0] += 1
         net = self._modules["net"]  # `self.net` goes through Module.__getattr__, a microsecond
         raw = net(x, noise, cond) if skip_scale is None else net(x, noise, cond, skip_scale=skip_scale.to(dtype))
+        if a is None:
+            raw = cast(raw, x_t.dtype)
+            return raw if b == 1.0 else raw * b
         return affine(a, x_t, b, raw)
 
-    def _number(self, kind: Kind, t: float, device, dtype) -> tuple[float, float, float, Tensor]:
-        """(a, b, c_in, noise) with result = a x + b F(c_in x, noise): preconditioning and conversion composed, cached per time."""
+    def _number(self, kind: Kind, t: float, device, dtype) -> tuple[Tensor | None, float, Tensor | None, Tensor]:
+        """(a, b, c_in, noise) with result = a x + b F(c_in x, noise): preconditioning and conversion composed, cached per time.
+
+        None stands for a = 0 and for c_in = 1.
+        """
         if len(self._at) > 4096:
             self._at.clear()
         c_skip, c_out, c_in, c_noise = self.precondition.at(t, self.path)
         a, b = self.path.convert(self.precondition.kind, kind, t)
         with torch.inference_mode(False):
             noise = torch.tensor([c_noise], device=device, dtype=dtype)
-        found = self._at[kind, t, device, dtype] = (a + b * c_skip, b * c_out, c_in, noise)
+        a, b = a + b * c_skip, b * c_out
+        found = (scalar(a) if a else None, b, scalar(c_in) if c_in != 1.0 else None, noise)
+        self._at[kind, t, device, dtype] = found
         return found
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -121,11 +122,7 @@ class TimeGrid:
 
     def on(self, path: Path) -> list[float]:
         """The grid as times of `path`, Python floats (float64)."""
-        if self.coordinate == "t":
-            if self.times[0] > path.t_max:
-                raise BadValue(f"the grid starts at t = {self.times[0]:g}, beyond t_max = {path.t_max:g} of {path}")
-            return list(self.times)
-        return [path.time_at(s) for s in self.times]
+        return list(_times_on(self, path))
 
     def tensor(self, path: Path, device=None) -> torch.Tensor:
         """`on` as a float64 tensor (n_steps + 1,)."""
@@ -144,6 +141,15 @@ class TimeGrid:
     @classmethod
     def from_json(cls, text: str) -> TimeGrid:
         return cls.from_dict(json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def _times_on(grid: TimeGrid, path: Path) -> tuple[float, ...]:
+    if grid.coordinate == "sigma":
+        return tuple(path.time_at(s) for s in grid.times)
+    if grid.times[0] > path.t_max:
+        raise BadValue(f"the grid starts at t = {grid.times[0]:g}, beyond t_max = {path.t_max:g} of {path}")
+    return grid.times
 
 
 def _check(n_steps: int, sigma_min: float, sigma_max: float) -> None:

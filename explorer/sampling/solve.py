@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -100,8 +101,7 @@ def solve(
     state, unseen = solver.init(model, x, times), []
     n_steps = len(times) - 1
     room = UNSEEN_BYTES // max(x.nbytes, 1) or 1
-    for i in range(n_steps):
-        t, t_next = times[i], times[i + 1]
+    for i, (t, t_next) in enumerate(pairwise(times)):
         step = solver.step(model, x, t, t_next, state, cond=cond, rng=rng)
         if observe is not None:
             observe(i, t, t_next, x, step)

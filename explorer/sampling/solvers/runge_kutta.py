@@ -5,7 +5,6 @@ The velocity does not exist at sigma = 0 (0/0), so a step that ends at t = 0 use
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,13 +46,8 @@ def alpha_table(alpha: float) -> Table:
 class RungeKutta(Solver):
     """Steps by `table`, or by `last` where the step ends at t = 0."""
 
-    @property
-    @abstractmethod
-    def table(self) -> Table: ...
-
-    @property
-    def last(self) -> Table:
-        return self.table
+    table: Table
+    last: Table
 
     def step(self, model, x, t, t_next, state, *, cond=None, rng=None):
         return rk_step(model, x, t, t_next, self.last if t_next == 0 else self.table, cond)
@@ -99,10 +93,8 @@ class Euler(RungeKutta):
 
     order = 1
     nfe_formula = "N"
-
-    @property
-    def table(self) -> Table:
-        return EULER
+    table = EULER
+    last = EULER
 
 
 @dataclass(frozen=True)
@@ -138,14 +130,8 @@ class Heun(RungeKutta):
 
     order = 2
     nfe_formula = "2N - 1"
-
-    @property
-    def table(self) -> Table:
-        return _HEUN
-
-    @property
-    def last(self) -> Table:
-        return EULER
+    table = _HEUN
+    last = EULER
 
 
 @dataclass(frozen=True)
@@ -154,10 +140,8 @@ class Midpoint(RungeKutta):
 
     order = 2
     nfe_formula = "2N"
-
-    @property
-    def table(self) -> Table:
-        return _MIDPOINT
+    table = _MIDPOINT
+    last = _MIDPOINT
 
 
 _RK4 = Table(c=(0.0, 0.5, 0.5, 1.0), a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
@@ -169,11 +153,5 @@ class RK4(RungeKutta):
 
     order = 4
     nfe_formula = "4N - 1"
-
-    @property
-    def table(self) -> Table:
-        return _RK4
-
-    @property
-    def last(self) -> Table:
-        return RALSTON3
+    table = _RK4
+    last = RALSTON3
