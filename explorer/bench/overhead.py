@@ -1,14 +1,15 @@
 """solver-overhead-*: what a solver costs besides the network, per evaluation.
 
-The network is the smallest anybody would sample from (3-64-64-2, batch 256), so that everything else shows. Ours keeps its
-state in float64; the peers run in float32, their default. All start from the same noise and are divided by their own number of
-evaluations. Set-up that a run needs (time grid, scheduler.set_timesteps) counts, for everybody.
+The network is the smallest anybody would sample from (3-64-64-2, batch 256), so that everything else shows: its bare call is
+seven tensor operations. All keep their state in float32, start from the same noise and are divided by their own number of
+evaluations. Set-up that a run needs (time grid, scheduler.set_timesteps) counts, for everybody. The rows ending in -float64
+show what our default costs: a state in float64 is cast on the way into the network and out of it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,9 @@ class Setting:
             self.net(self.noise32, self.level)
 
 
+Peer = Callable[[Setting], tuple[Work, int]]
+"""From a Setting: the work of one run, and its number of evaluations."""
+
 FLOW_GRID = TimeGrid.uniform_t(STEPS, *SIGMA, Linear())
 EDM_GRID = TimeGrid.karras(STEPS, *SIGMA)
 
@@ -74,6 +78,11 @@ EDM_GRID = TimeGrid.karras(STEPS, *SIGMA)
 def euler(name: str, effort: Effort, device: torch.device) -> Row:
     peers = {"torchdiffeq euler": torchdiffeq("euler"), "diffusers FlowMatchEuler": flow_match("Euler")}
     return _row(name, Euler(), "flow", peers, effort, device)
+
+
+def euler_float64(name: str, effort: Effort, device: torch.device) -> Row:
+    peers = {"torchdiffeq euler": torchdiffeq("euler", torch.float64)}
+    return _row(name, Euler(), "flow", peers, effort, device, torch.float64)
 
 
 def heun(name: str, effort: Effort, device: torch.device) -> Row:
@@ -99,6 +108,10 @@ def dpmpp_2m(name: str, effort: Effort, device: torch.device) -> Row:
     return _row(name, DPMpp2M(), "edm", peers, effort, device)
 
 
+def dpmpp_2m_float64(name: str, effort: Effort, device: torch.device) -> Row:
+    return _row(name, DPMpp2M(), "edm", {}, effort, device, torch.float64)
+
+
 def recording(name: str, effort: Effort, device: torch.device) -> Row:
     """Euler with every state and slope written down; the recorder's buffers are made within the time measured."""
     with torch.inference_mode(), threads(1):
@@ -106,29 +119,38 @@ def recording(name: str, effort: Effort, device: torch.device) -> Row:
         sampler, path = OdeSampler(Euler(), FLOW_GRID), s.flow.path
 
         def ours() -> None:
-            recorder = Recorder(RECORDED * BATCH, STEPS, path, ("x", "slope"), model=s.flow)
+            recorder = Recorder(RECORDED * BATCH, STEPS, path, ("x", "slope"), dtype=torch.float32, model=s.flow)
             for _ in range(RECORDED):
-                sampler.sample(s.flow, s.noise, observe=recorder)
+                sampler.sample(s.flow, s.noise32, observe=recorder)
 
         nfe = {"ours": RECORDED * STEPS, "limit": STEPS}
-        note = f"Euler on a velocity network; {RECORDED} batches into one Recorder with x and slope, float64. {NOTE}"
+        note = f"Euler on a velocity network; {RECORDED} batches into one Recorder with x and slope. {NOTE}"
         return _measured(name, {"ours": ours, "limit": s.bare}, nfe, effort, device, SLACK_RECORDING, note)
 
 
 NOTE = f"MLP 3-64-64-2, batch {BATCH}, {STEPS} steps; microseconds per evaluation, CPU time of one thread."
 
 
-def _row(name: str, solver: Solver, kind: str, peers: dict[str, Callable], effort: Effort, device: torch.device) -> Row:
+def _row(
+    name: str,
+    solver: Solver,
+    kind: str,
+    peers: Mapping[str, Peer],
+    effort: Effort,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Row:
     with torch.inference_mode(), threads(1):
         s = Setting(device)
         model, grid = (s.flow, FLOW_GRID) if kind == "flow" else (s.edm, EDM_GRID)
-        sampler = OdeSampler(solver, grid)
+        sampler, noise = OdeSampler(solver, grid), s.noise.to(dtype)
         found, absent = installed({peer: lambda build=build: build(s) for peer, build in peers.items()})
-        work = {"ours": lambda: sampler.sample(model, s.noise), "limit": s.bare} | {p: f for p, (f, _) in found.items()}
+        work = {"ours": lambda: sampler.sample(model, noise), "limit": s.bare} | {p: f for p, (f, _) in found.items()}
         nfe = {"ours": sampler.nfe(model), "limit": STEPS} | {p: n for p, (_, n) in found.items()}
         what = "velocity network (linear path)" if kind == "flow" else "EDM-preconditioned network"
-        note = f"{type(solver).__name__} on a {what}. {NOTE}"
-        return _measured(name, work, nfe, effort, device, SLACK, note, absent)
+        note = f"{type(solver).__name__} on a {what}, state in {str(dtype).removeprefix('torch.')}. {NOTE}"
+        target = SLACK if dtype == torch.float32 else None
+        return _measured(name, work, nfe, effort, device, target, note, absent)
 
 
 def _measured(name, work: dict[str, Work], nfe, effort: Effort, device, target, note, absent=()) -> Row:
@@ -141,26 +163,26 @@ def _measured(name, work: dict[str, Work], nfe, effort: Effort, device, target, 
     return Row.of(name, times, unit="us", limit_is=limit_is, target=target, absent=absent, checks=checks, note=note)
 
 
-# Peers: each builds from a Setting (the work of one run, its number of evaluations)
-
-Peer = Callable[[Setting], tuple[Work, int]]
-
 EQUAL = {"torchdiffeq euler", "diffusers EDMEuler", "diffusers EDMDPMSolverMultistep"}
 """Those that take the same steps, and so must end at the same points, to the rounding of float32."""
 
 
-def torchdiffeq(method: str) -> Peer:
+def torchdiffeq(method: str, dtype: torch.dtype = torch.float32) -> Peer:
     def build(s: Setting) -> tuple[Work, int]:
         from torchdiffeq import odeint
 
-        times = FLOW_GRID.tensor(Linear(), s.device).float()
-        start = s.noise32 * times[0]
+        times = FLOW_GRID.tensor(Linear(), s.device).to(dtype)
+        start = s.noise.to(dtype) * times[0]
         evaluations = {"euler": 1, "heun2": 2, "rk4": 4}[method] * STEPS
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
             return s.net(x, t)
 
-        return lambda: odeint(velocity, start, times, method=method)[-1], evaluations
+        def velocity64(t: Tensor, x: Tensor) -> Tensor:
+            return s.net(x.float(), t.float()).double()
+
+        f = velocity if dtype == torch.float32 else velocity64
+        return lambda: odeint(f, start, times, method=method)[-1], evaluations
 
     return build
 

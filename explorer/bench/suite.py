@@ -27,6 +27,8 @@ def benches() -> dict[str, Bench]:
         "solver-overhead-heun-edm": overhead.heun_edm,
         "solver-overhead-dpmpp-2m": overhead.dpmpp_2m,
         "solver-overhead-recording": overhead.recording,
+        "solver-overhead-euler-float64": overhead.euler_float64,
+        "solver-overhead-dpmpp-2m-float64": overhead.dpmpp_2m_float64,
         "live-first-number": live.first_number,
         "live-n2000": live.n2000,
         "train-digits": training.digits,
