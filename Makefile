@@ -2,7 +2,7 @@
 # make test    set up .venv if needed, lint, run the default suite  make test PYTEST_ARGS="-x tests/test_cli.py"
 # make bench   timings beside their peers, written to bench.json
 #
-# TORCH=torch==2.13.0      install exactly this instead of what tools/setup.sh would choose
+# TORCH=torch==2.13.0      install exactly this instead of what .ci/setup.sh would choose
 # PYTHON=python3.12        the interpreter .venv is made from
 
 PY := .venv/bin/python
@@ -19,8 +19,8 @@ help:
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints-cpu.txt tools/setup.sh
-	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/setup.sh
+.venv/.installed: pyproject.toml constraints-cpu.txt .ci/setup.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh .ci/setup.sh
 	@touch $@
 
 serve: .venv/.installed

@@ -39,7 +39,19 @@ _PUBLIC = {
     "explorer.knobs": ("SamplerKnobs",),
     "explorer.live": ("metric_for", "quality"),
 }  # fmt: skip
-_MODULES = ("apps", "data", "metrics", "models", "nets", "papers", "process", "sampling", "training", "trajectory", "viz")
+_MODULES = (
+    "apps",
+    "data",
+    "metrics",
+    "models",
+    "nets",
+    "papers",
+    "process",
+    "sampling",
+    "training",
+    "trajectory",
+    "viz",
+)
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604

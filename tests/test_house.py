@@ -240,7 +240,7 @@ def test_what_the_users_asked_for_is_installed_by_both_commands():
     asked = {"torch", "jupyterlab", "ipywidgets", "matplotlib", "plotly", "panel", "xarray", "torchdiffeq"}
     assert asked <= set(direct_dependencies())
     makefile = (ROOT / "Makefile").read_text()
-    setup = (ROOT / "tools/setup.sh").read_text()
+    setup = (ROOT / ".ci/setup.sh").read_text()
     assert "--editable '.[all]'" in setup
     for target in ("serve", "lint"):
         assert re.search(rf"^{target}: \.venv/\.installed$", makefile, re.M)

@@ -1,4 +1,4 @@
-"""Write the exact models of assets/models: `python tools/build_oracles.py` (seconds; the result does not depend on a seed)."""
+"""Write the exact models of assets/models: `python assets/models/build_oracles.py` (seconds; the result does not depend on a seed)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from explorer.models.bundled import save_model
 from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM
 
-FOLDER = Path(__file__).resolve().parent.parent / "assets" / "models"
-COMMAND = "python tools/build_oracles.py"
+FOLDER = Path(__file__).resolve().parent
+COMMAND = "python assets/models/build_oracles.py"
 
 
 def main() -> None:
