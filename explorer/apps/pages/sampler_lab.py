@@ -81,19 +81,19 @@ class SamplerLab:
         makers = {
             "top": (self.top, "data", views.top_data),
             "job": (self.top, "job", views.job_data),
-            "hero": (self.top, "hero", views.hero_data),
             "knobs": (self.knobs, "data", views.knobs_data),
             "texts": (self.knobs, "texts", views.texts),
+            "link": (self.shell, "link", lambda s: s.link()),
+            "ghost": (self.steps, "ghost", views.ghost_data),
+            "hero": (self.top, "hero", views.hero_data),
             "samples": (self.samples, "data", views.samples_data),
             "steps": (self.steps, "data", views.steps_data),
-            "ghost": (self.steps, "ghost", views.ghost_data),
             "film": (self.steps, "film", views.film_data),
             "history": (self.history, "data", views.history_data),
-            "link": (self.shell, "link", lambda s: s.link()),
         }
-        for part in sorted(what):
-            pane, name, make = makers[part]
-            pane.param.update(**{name: make(session)})
+        for part, (pane, name, make) in makers.items():  # what is cheap and what can be copied first
+            if part in what:
+                pane.param.update(**{name: make(session)})
 
     def __panel__(self):
         return self.shell

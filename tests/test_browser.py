@@ -1,0 +1,251 @@
+"""The Sampler Lab in a real browser: headless Chromium against `explorer serve`, as a user would meet it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("panel")
+
+pytestmark = pytest.mark.browser
+
+PATIENCE = 120_000  # ms; shared machines stall
+IMAGES = "lab?model=oracle-digits&n=512&n_steps=3"
+POINTS = "lab?model=oracle-8gaussians&n=256&n_steps=6"
+
+
+@pytest.fixture(scope="module")
+def address() -> str:
+    """Where `explorer serve`, started as a user starts it, says it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(r"http://localhost:\d+/", line):
+            yield found.group()
+            break
+    else:
+        pytest.fail("the server did not start:\n" + "".join(lines))
+    process.terminate()
+    assert process.wait(30) is not None
+
+
+class Visitor:
+    """One browser session; it notes what the console and the network should not have seen."""
+
+    def __init__(self, browser, address: str, state: str, width: int = 1440, height: int = 900):
+        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
+        self.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on("request", self._outside)
+        self.address = address
+        self.page.set_default_timeout(PATIENCE)
+        self.page.goto(f"{address}#{state}")
+
+    def _outside(self, request) -> None:
+        if not request.url.startswith((self.address, "blob:", "data:")):
+            self.complaints.append(f"left the machine: {request.url}")
+
+    def part(self, name: str):
+        return self.page.locator(f"[data-part={name}]")
+
+    def text(self, name: str) -> str:
+        return self.part(name).inner_text()
+
+    def settled(self, n: str) -> str:
+        """Waits until n samples are counted; the number as shown."""
+        self.part("space").filter(has_text=re.compile(rf"n {n}(?! of)\b")).wait_for()
+        self.page.locator("[data-part=hero]:not(.unsettled)").wait_for()
+        return self.text("number")
+
+    def changed(self, name: str, before: str) -> str:
+        return self._poll(lambda: self.text(name), lambda now: now != before)
+
+    def sheet(self) -> str:
+        return self.page.locator("[data-tile='0']").evaluate("node => node.style.backgroundImage")
+
+    def sheet_changed(self, before: str) -> str:
+        return self._poll(self.sheet, lambda now: now != before)
+
+    def _poll(self, read, ready):
+        end = time.monotonic() + PATIENCE / 1000
+        while True:
+            now = read()
+            if ready(now):
+                return now
+            assert time.monotonic() < end, f"still {now!r}"
+            self.page.wait_for_timeout(50)
+
+    def open_group(self, name: str) -> None:
+        group = self.page.locator(f"[data-group='{name}']")
+        if group.get_attribute("open") is None:
+            group.locator("summary").click()
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.complaints == []
+
+
+@pytest.fixture
+def visit(browser, address):
+    visitors = []
+
+    def open(state: str, **size) -> Visitor:
+        visitors.append(Visitor(browser, address, state, **size))
+        return visitors[-1]
+
+    yield open
+    for visitor in visitors:
+        visitor.close()
+
+
+def test_three_knobs_move_the_number_and_the_pictures(visit):
+    lab = visit(IMAGES)
+    number, sheet = lab.settled("512"), lab.sheet()
+    assert re.fullmatch(r"[−\d.]+ ± [\d.]+", number), number
+    assert "FD[digits-cnn]" in lab.text("space") and "raw" in lab.text("space")
+
+    steps = lab.page.locator("input[type=range][data-knob=n_steps]")  # a slider, by keyboard
+    steps.focus()
+    lab.page.keyboard.press("ArrowRight")
+    sheet = lab.sheet_changed(sheet)
+    lab.settled("512")
+    assert "NFE 7" in lab.text("meta")
+
+    field = lab.page.locator("[data-number=rho]")  # a number
+    field.fill("3")
+    field.press("Enter")
+    sheet = lab.sheet_changed(sheet)
+    second = lab.settled("512")
+
+    lab.page.locator("select[data-knob=solver]").select_option("euler")  # a choice
+    lab.sheet_changed(sheet)
+    third = lab.settled("512")
+    assert "NFE 4" in lab.text("meta")
+    assert len({number, second, third}) == 3
+
+    lab.page.locator(".history tr.row", has_text="heun 3").first.click()  # back to what was seen
+    assert lab.changed("number", third) == number
+    assert lab.sheet() != sheet
+    assert lab.page.locator("[data-row=s_churn] input[type=range]").first.is_disabled()
+
+
+def test_pictures_of_a_dragged_slider_come_before_its_release(visit):
+    lab = visit(IMAGES)
+    lab.settled("512")
+    box = lab.page.locator("input[type=range][data-knob=rho]").bounding_box()
+    y = box["y"] + box["height"] / 2
+    lab.page.mouse.move(box["x"] + box["width"] * 0.4, y)
+    lab.page.mouse.down()
+    lab.page.mouse.move(box["x"] + box["width"] * 0.8, y, steps=4)
+    lab.part("caption").filter(has_text="preview").wait_for()
+    rows = lab.page.locator(".history tr.row").count()
+    lab.page.mouse.up()
+    lab._poll(lambda: lab.page.locator(".history tr.row").count(), lambda now: now == rows + 1)
+    lab.settled("512")
+
+
+def test_the_cross_stops_a_job_and_the_page_goes_on(visit):
+    lab = visit("lab?model=oracle-digits&n=10000&n_steps=30")
+    lab.part("space").filter(has_text="n 64 of").wait_for()
+    lab.page.locator("[data-act=cancel]").click()
+    lab.part("job").filter(has_text="stopped at n =").wait_for()
+    assert not lab.page.locator("[data-act=cancel]").is_visible()
+    lab.page.locator("select[data-knob=n]").select_option("256")
+    field = lab.page.locator("[data-number=n_steps]")
+    field.fill("2")
+    field.press("Enter")
+    lab.part("space").filter(has_text=re.compile(r"n 256(?! of)")).wait_for()
+
+
+def test_two_visitors_do_not_disturb_each_other(visit):
+    one, two = visit("lab?model=oracle-digits&n=5000&n_steps=12"), visit(POINTS)
+    number = two.settled("256")
+    assert one.page.locator("[data-act=cancel]").is_visible(), "the long job still runs beside the short one"
+    field = two.page.locator("[data-number=n_steps]")
+    field.fill("9")
+    field.press("Enter")
+    two.changed("number", number)
+    two.settled("256")
+    assert one.page.locator("[data-number=n_steps]").input_value() == "12"
+    assert one.page.locator("select[data-knob=model]").input_value() == "oracle-digits"
+    one.page.keyboard.press("Escape")
+    one.page.locator("[data-act=cancel]").wait_for(state="hidden")
+
+
+def test_a_and_b_flip_on_the_same_noise_and_are_judged(visit):
+    lab = visit("lab?model=oracle-digits&n=512&n_steps=5&a.model=oracle-digits&a.n_steps=2")
+    lab.part("verdict").filter(
+        has_text=re.compile(r"B is better than A by [\d.]+ ± [\d.]+\.|not distinguishable")
+    ).wait_for()
+    b = lab.sheet()
+    lab.page.keyboard.press(" ")
+    a = lab.sheet_changed(b)
+    lab.page.keyboard.press(" ")
+    assert lab.sheet_changed(a) == b
+    lab.page.locator("[data-tile='3']").click()
+    lab.page.locator("[data-film]").first.wait_for(state="attached")
+    assert "film=3" in lab.page.url and "a.n_steps=2" in lab.page.url
+
+
+def test_bad_input_is_a_sentence_and_the_page_lives(visit):
+    lab = visit(POINTS)
+    lab.settled("256")
+    for knob, value in (("sigma_max", "0.6"), ("sigma_min", "1.2")):
+        field = lab.page.locator(f"[data-number={knob}]")
+        field.fill(value)
+        field.press("Enter")
+    lab.part("error").filter(has_text="sigma_min (1.2) must be below sigma_max (0.6)").wait_for()
+    lab.part("error").get_by_text("undo").click()
+    lab.part("error").wait_for(state="hidden")
+    lab.settled("256")
+
+
+def test_both_themes_and_both_widths(visit):
+    lab = visit(POINTS, width=1024, height=768)
+    lab.settled("256")
+    background = "() => getComputedStyle(document.documentElement).backgroundColor"
+    light = lab.page.evaluate(background)
+    lab.page.locator("[data-act=theme]").click()
+    lab.page.wait_for_function(f"before => ({background})() !== before", arg=light)
+    for width in (1024, 1440):
+        lab.page.set_viewport_size({"width": width, "height": 800})
+        assert lab.page.evaluate("() => document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    lab.page.reload()
+    lab.settled("256")
+    assert lab.page.evaluate(background) != light, "the choice is remembered"
+
+
+def test_copied_python_runs_and_prints_the_number_on_screen(visit):
+    lab = visit(POINTS)
+    number = lab.settled("256")
+    lab.page.locator("[data-act=copy]").click()
+    lab.page.locator("[data-act=python]").click()
+    code = lab._poll(lambda: lab.page.evaluate("() => navigator.clipboard.readText()"), lambda text: "quality(" in text)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert number in printed.getvalue().splitlines()[-1].replace("-", "−")
+    lab.page.locator("[data-act=copy]").click()
+    with lab.page.expect_download() as download:
+        lab.page.locator("[data-act=export]").click()
+    state = json.loads(download.value.path().read_text())
+    assert state["knobs"]["n_steps"] == 6 and state["measured"]["n"] == 256
