@@ -171,9 +171,10 @@ class Controls:
             for c in controls:
                 _write(self._controls[c.name], c)
             for group, note in self._notes.items():
-                reasons = dict.fromkeys(c.reason for c in controls if c.group == group and c.reason)
-                note.value = _small(" ".join(reasons))
-                note.layout.display = None if reasons else "none"
+                members = [c for c in controls if c.group == group]
+                rest = all(c.reason for c in members)  # a single knob at rest says why in its tooltip
+                note.value = _small(" ".join(dict.fromkeys(c.reason for c in members))) if rest else ""
+                note.layout.display = None if rest else "none"
         finally:
             self._filling = False
 
@@ -258,7 +259,7 @@ class Controls:
     def _show(self, live: Live) -> None:
         self._sheet.value = (
             f"<img alt='{len(live.x)} samples' style='width:384px;image-rendering:pixelated;border-radius:6px' "
-            f"src='data:image/png;base64,{base64.b64encode(picture(live.x)).decode()}'>"
+            f"src='data:image/png;base64,{base64.b64encode(picture(live.x, columns=8)).decode()}'>"
         )
         self._show_number()
 

@@ -1,4 +1,4 @@
-"""Runs the notebooks and writes them back with the figures they promise and nothing else: `python tools/notebooks.py [FILE…]`.
+"""Runs the notebooks and writes them back with the figures they promise and nothing else: `python notebooks/run.py [FILE…]`.
 
 Kept: pictures, printed text, plain values. Left out: scripts, widget state, timings, and whatever names a machine.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
 KEPT = ("image/png", "text/plain")
 
 
@@ -51,7 +51,7 @@ def _kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 
 
 def main(paths: list[str]) -> None:
-    for path in [Path(p) for p in paths] or sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in [Path(p) for p in paths] or sorted(HERE.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         nbformat.write(tidy(execute(notebook)), path)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
