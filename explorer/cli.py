@@ -325,7 +325,12 @@ def eval_(
 @knobbed
 def sample(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture, or .npz or .safetensors with the numbers.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A .png picture, or .npz or .safetensors with the numbers. Default: MODEL.png."
+        ),
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
     batch: Batch = 256,
     device: Device = "auto",
@@ -343,6 +348,7 @@ def sample(
     from explorer.sampling.samplers import sample as draw
     from explorer.sampling.seeds import Seeds
 
+    out = out or Path(f"{Path(model).stem}.png")
     writer = WRITERS.get(out.suffix)
     if writer is None:
         raise BadValue(f"{out.name} must end in one of {', '.join(WRITERS)}.")
@@ -367,7 +373,9 @@ def sample(
 @knobbed
 def record(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .nc file (netCDF) or a .zarr folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .nc file (netCDF) or a .zarr folder. Default: MODEL.nc.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
     keep: Annotated[str, typer.Option(help="What to store besides the states: slope, x0_hat, error.")] = "slope",
     limit: Annotated[float, typer.Option(help="Refuse a recording above this many GiB.")] = 2.0,
@@ -388,6 +396,7 @@ def record(
     from explorer.trajectory.record import GIB
     from explorer.trajectory.record import record as run
 
+    out = out or Path(f"{Path(model).stem}.nc")
     if out.suffix not in storage.NETCDF + storage.ZARR:
         raise BadValue(f"{out.name} must end in {storage.NETCDF[0]} or {storage.ZARR[0]}.")
     _, built, sampler, knobs = prepare(model, device, given)
