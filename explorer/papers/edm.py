@@ -139,7 +139,7 @@ def digits(conditional: bool) -> Recipe:
         method=method,
         plan=Plan(1800 if conditional else 2400, 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
         sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
-        cost="10 CPU minutes" if conditional else "20 CPU minutes",
+        cost="10 CPU minutes",
         settings=settings,
         notes="Label -1 is the null class, trained by label dropout." if conditional else "",
     )
