@@ -195,3 +195,15 @@ def test_exact_samples_of_the_oracle_score_as_the_data_does():
     fine = OdeSampler(Heun(), TimeGrid.karras(40, 0.002, 80.0))
     *_, live = quality(model, fine, metric_for(model, "kid"), n=1000, label=-1)
     assert not live.estimate.differs_from(0.0, level=0.999), str(live.estimate)
+
+
+def test_first_number_of_a_conditional_model_is_honest():
+    """Classes follow the seeds, so blocks that follow them too would hold one class each (10 and 10): the jackknife at
+    n = 256 would then be off by tens."""
+    model = load("oracle-digits")
+    metric = metric_for(model)
+    assert math.gcd(metric.n_blocks, model.n_classes) == 1
+    coarse = OdeSampler(DDIM(), TimeGrid.karras(4, 0.002, 80.0))
+    lives = {live.n_done: live.estimate for live in quality(model, coarse, metric, n=768)}
+    early, late = lives[256], lives[768]
+    assert abs(early.value - late.value) < 5 * math.hypot(early.std_error, late.std_error), f"{early} then {late}"
