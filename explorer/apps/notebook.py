@@ -136,7 +136,7 @@ class Controls:
                     else [self._controls[name]]
                 )
         column = w.VBox(
-            rows, layout=w.Layout(width="350px", max_height="520px", overflow="hidden auto", flex="0 0 auto")
+            rows, layout=w.Layout(width="350px", max_height="640px", overflow="hidden auto", flex="0 0 auto")
         )
         self._number, self._versus = w.HTML(), w.HTML()
         self._bar = w.FloatProgress(min=0, max=1, layout=w.Layout(flex="1 1 auto", height="14px"))
