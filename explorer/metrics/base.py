@@ -134,6 +134,15 @@ def jackknife(full: float, left_out: np.ndarray) -> Jackknife:
     return Jackknife(k * full - (k - 1) * mean, math.sqrt(jackknife_variance(left_out)), k - 1)
 
 
+def block_of(index, n_blocks: int):
+    """The jackknife block of the sample at this position (an integer or an array of them).
+
+    Consecutive samples go to consecutive blocks, shifted by one after each round. Without the shift a label that repeats with
+    the position (class = seed mod 10, 10 blocks) would put whole classes into single blocks and inflate the error manyfold.
+    """
+    return (index + index // n_blocks) % n_blocks
+
+
 def jackknife_variance(left_out: np.ndarray) -> float:
     k = len(left_out)
     return (k - 1) / k * float(np.sum((left_out - np.mean(left_out)) ** 2)) if k > 1 else math.nan

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from explorer.errors import BadFile, BadValue
-from explorer.metrics.base import Estimate, Jackknife, Metric, Replicates, jackknife
+from explorer.metrics.base import Estimate, Jackknife, Metric, Replicates, block_of, jackknife
 from explorer.metrics.features import FeatureSpace
 
 Correction = Literal["auto", "none", "closed-form", "jackknife", "extrapolate"]
@@ -418,7 +418,7 @@ class Frechet(Metric):
     Args:
         features: the feature space; must be the one of the reference.
         reference: moments of the real data.
-        n_blocks: jackknife groups; sample i belongs to block i mod n_blocks.
+        n_blocks: jackknife groups; see `block_of` for which sample belongs where.
         n_keep: how many feature vectors (the first) are kept for the influence-function error.
     Cost of `compute`: one symmetric eigenproblem of size D from n = 15 D on, n_blocks + 1 below.
     """
@@ -450,8 +450,9 @@ class Frechet(Metric):
 
     def update(self, samples: Tensor, labels: Tensor | None = None) -> None:
         x = self.features(samples).numpy()
+        block = block_of(self._n + np.arange(len(x)), self.n_blocks)
         for k in range(self.n_blocks):
-            rows = x[(k - self._n) % self.n_blocks :: self.n_blocks]
+            rows = x[block == k]
             if len(rows):
                 self._blocks[k] = self._blocks[k] + Moments.of(rows)
         room = self.n_keep - min(self._n, self.n_keep)
@@ -462,7 +463,7 @@ class Frechet(Metric):
     def merge(self, other: Metric) -> None:
         self.check_comparable(other)
         for k, block in enumerate(other._blocks):
-            at = (k + self._n) % self.n_blocks
+            at = (k + block_of(self._n, self.n_blocks)) % self.n_blocks
             self._blocks[at] = self._blocks[at] + block
         if self._n < self.n_keep:
             self._kept = [np.concatenate(self._kept + other._kept)[: self.n_keep]] if self._n + other.n else []

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from explorer.errors import BadValue
-from explorer.metrics.base import Estimate, Metric, Replicates, jackknife_variance
+from explorer.metrics.base import Estimate, Metric, Replicates, block_of, jackknife_variance
 from explorer.metrics.features import FeatureSpace
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
@@ -103,7 +103,7 @@ class Memorisation(Metric):
 
     def replicates(self) -> Replicates:
         x, y = self.distances, self._test
-        of_x, of_y = (np.arange(len(a)) % self.n_blocks for a in (x, y))
+        of_x, of_y = (block_of(np.arange(len(a)), self.n_blocks) for a in (x, y))
         less_x = np.array([_excess(x[of_x != k], y) for k in range(self.n_blocks)])
         less_y = np.array([_excess(x, y[of_y != k]) for k in range(self.n_blocks)])
         return Replicates(_excess(x, y), [less_x, less_y])

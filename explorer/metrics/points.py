@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from explorer.errors import BadValue
-from explorer.metrics.base import Estimate, Metric, Replicates, jackknife, jackknife_variance
+from explorer.metrics.base import Estimate, Metric, Replicates, block_of, jackknife, jackknife_variance
 from explorer.metrics.features import FeatureSpace
 from explorer.metrics.two_sample import TwoSample, as_left_out
 
@@ -107,7 +107,8 @@ class ExactW2(TwoSample):
         if used not in self._memo:
             x, y = self.x[:used], self.y[:used]
             square = self._square(x, y)
-            blocks = [self._square(x[k :: self.n_blocks], y[k :: self.n_blocks]) for k in range(self.n_blocks)]
+            block = block_of(np.arange(used), self.n_blocks)
+            blocks = [self._square(x[block == k], y[block == k]) for k in range(self.n_blocks)]
             value = math.copysign(math.sqrt(abs(square)), square)
             # the root by its derivative; its scale is at least that of the blocks' own scatter
             slope = 0.5 / max(abs(value), math.sqrt(np.std(blocks) / math.sqrt(self.n_blocks)), 1e-300)
@@ -296,11 +297,11 @@ class ModeCoverage(Metric):
 
         far = cdist(x, self.centres)  # (B, K)
         mode = np.where(far.min(1) <= self.radius, far.argmin(1), len(self.centres))
-        np.add.at(self._counts, ((self.n + np.arange(len(x))) % self.n_blocks, mode), 1)
+        np.add.at(self._counts, (block_of(self.n + np.arange(len(x)), self.n_blocks), mode), 1)
 
     def merge(self, other: Metric) -> None:
         self.check_comparable(other)
-        self._counts = self._counts + np.roll(other._counts, self.n % self.n_blocks, axis=0)
+        self._counts = self._counts + np.roll(other._counts, block_of(self.n, self.n_blocks), axis=0)
 
     def compute(self) -> Estimate:
         return self._estimate(self.quantity)
