@@ -5,7 +5,6 @@ The dashboard's job, the command line's `eval` and a notebook's loop are this on
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -203,10 +202,7 @@ def data_of(name: str) -> str:
 
 def frechet(features: FeatureSpace, data: Dataset) -> Metric:
     """Fréchet distance to the training split, bias-corrected."""
-    # Sample i has class i mod n_classes and is in block i mod n_blocks. With a common divisor, leaving out a block would
-    # leave out whole classes, and every jackknife error would be several times too large.
-    n_blocks = next(k for k in range(10, 10 + 2 * max(data.n_classes, 1)) if math.gcd(k, max(data.n_classes, 1)) == 1)
-    return Frechet(features, Reference.of(features, data.x, data=f"{data.name}/train"), n_blocks=n_blocks)
+    return Frechet(features, Reference.of(features, data.x, data=f"{data.name}/train"))
 
 
 def kernel_distance(features: FeatureSpace, data: Dataset) -> Metric:

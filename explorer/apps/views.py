@@ -149,6 +149,8 @@ def samples_data(session: Session) -> dict:
 
 def steps_data(session: Session) -> dict:
     b, a = session.result, session.baseline
+    if b is None and session.shown is not None and session.shown.setting.model == session.model_name:
+        b = session.shown  # a setting that cannot run leaves the last one's steps in place
     return {
         "model": session.model_name,
         "b": _steps(session, b),
