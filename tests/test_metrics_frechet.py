@@ -191,19 +191,21 @@ def test_merge_equals_one_pass_and_order_matters_only_within_blocks():
     x = rng.normal(size=(333, 8))
     space, reference = population(8)
     whole = stream(space, reference, x)
-    for cut in (120, 123):
-        first, second = stream(space, reference, x[:cut]), stream(space, reference, x[cut:])
-        first.merge(second)
-        assert first.n == whole.n == 333
-        # the jackknife's blocks are those of one pass when the first part ends with a full round of blocks
-        for how in ("closed-form", "jackknife") if cut == 120 else ("closed-form",):
-            assert first.compute(how).value == pytest.approx(whole.compute(how).value, rel=1e-10)
-            assert first.compute(how).std_error == pytest.approx(whole.compute(how).std_error, rel=1e-8)
+    first, second = stream(space, reference, x[:123]), stream(space, reference, x[123:])
+    first.merge(second)
+    assert first.n == whole.n == 333
+    got, want = first.compute("closed-form"), whole.compute("closed-form")
+    assert got.value == pytest.approx(want.value, rel=1e-10) and got.std_error == pytest.approx(
+        want.std_error, rel=1e-8
+    )
+    got, want = first.compute("jackknife"), whole.compute("jackknife")  # its blocks are other ones than in one pass
+    assert got.value == pytest.approx(want.value, abs=0.5 * want.std_error)
+    assert got.std_error == pytest.approx(want.std_error, rel=0.7)
     fresh = whole.empty()
     assert fresh.n == 0 and fresh.key == whole.key
 
 
-@pytest.mark.parametrize("n_classes", [5, 10, 20])
+@pytest.mark.parametrize("n_classes", [5, 9, 10, 11, 20])
 def test_classes_that_repeat_with_the_position_do_not_inflate_the_error(n_classes):
     """Class = seed mod 10 and 10 blocks: every block must still hold every class."""
     rng = np.random.default_rng(3)

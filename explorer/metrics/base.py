@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -134,13 +135,20 @@ def jackknife(full: float, left_out: np.ndarray) -> Jackknife:
     return Jackknife(k * full - (k - 1) * mean, math.sqrt(jackknife_variance(left_out)), k - 1)
 
 
-def block_of(index, n_blocks: int):
-    """The jackknife block of the sample at this position (an integer or an array of them).
+def block_of(index: np.ndarray, n_blocks: int) -> np.ndarray:
+    """The jackknife blocks of the samples at these positions.
 
-    Consecutive samples go to consecutive blocks, shifted by one after each round. Without the shift a label that repeats with
-    the position (class = seed mod 10, 10 blocks) would put whole classes into single blocks and inflate the error manyfold.
+    Every round of n_blocks consecutive samples holds each block once, in an order shuffled anew (the same one always, and in every
+    run, so that two runs on the same seeds pair up). A fixed order would resonate with labels that repeat with the position: with
+    class = seed mod 10 and 10 blocks, each block would be one class and errors many times too large.
     """
-    return (index + index // n_blocks) % n_blocks
+    orders = _orders(n_blocks)
+    return orders[(index // n_blocks) % len(orders), index % n_blocks]
+
+
+@lru_cache(maxsize=64)
+def _orders(n_blocks: int) -> np.ndarray:
+    return np.random.default_rng(0).permuted(np.tile(np.arange(n_blocks), (1009, 1)), axis=1)
 
 
 def jackknife_variance(left_out: np.ndarray) -> float:

@@ -463,8 +463,7 @@ class Frechet(Metric):
     def merge(self, other: Metric) -> None:
         self.check_comparable(other)
         for k, block in enumerate(other._blocks):
-            at = (k + block_of(self._n, self.n_blocks)) % self.n_blocks
-            self._blocks[at] = self._blocks[at] + block
+            self._blocks[k] = self._blocks[k] + block
         if self._n < self.n_keep:
             self._kept = [np.concatenate(self._kept + other._kept)[: self.n_keep]] if self._n + other.n else []
         self._n += other.n

@@ -301,7 +301,7 @@ class ModeCoverage(Metric):
 
     def merge(self, other: Metric) -> None:
         self.check_comparable(other)
-        self._counts = self._counts + np.roll(other._counts, block_of(self.n, self.n_blocks), axis=0)
+        self._counts = self._counts + other._counts
 
     def compute(self) -> Estimate:
         return self._estimate(self.quantity)
