@@ -365,10 +365,10 @@ class Session(param.Parameterized):
             self.pinned = self.pinned.on_seed(self.knobs.seed)
         todo = [s for s in (self.setting, self.pinned) if s is not None and not self._seen(s)]
         self._note(self.setting)
-        if self.film_index is not None:
-            self._film()
         if todo:
             self._start(todo)
+        if self.film_index is not None:
+            self._film()
         if self.setting not in todo:
             self._good, self.shown = self.setting, self.result
         self._changed("state", "job", "result", "ghost")
@@ -425,7 +425,7 @@ class Session(param.Parameterized):
         n, total = self.n, len(todo)
         for setting in todo:
             self._keep(Result(setting, n))
-        names = {setting.key: ("B" if k == 0 and self.pinned else "A") for k, setting in enumerate(todo)}
+        names = {setting.key: "A" if setting == self.pinned else "B" for setting in todo}
 
         def make(job: Job) -> Iterator[tuple[str, Any]]:
             for setting in todo:
