@@ -353,7 +353,7 @@ def sample(
     if writer is None:
         raise BadValue(f"{out.name} must end in one of {', '.join(WRITERS)}.")
     _, built, sampler, knobs = prepare(model, device, given)
-    seeds, labels = Seeds(range(knobs.seed, knobs.seed + n)), "balanced" if knobs.label is None else knobs.label
+    seeds, labels = Seeds(range(knobs.seed, knobs.seed + n)), knobs.labels
     began, steps = time.perf_counter(), sampler.grid.n_steps * -(-n // batch)
     with progress(f"{n} samples, {sampler.nfe(built)} NFE") as show:
         x = draw(built, sampler, seeds, labels, batch=batch, observe=counted(show, steps)).cpu()
@@ -400,7 +400,7 @@ def record(
     if out.suffix not in storage.NETCDF + storage.ZARR:
         raise BadValue(f"{out.name} must end in {storage.NETCDF[0]} or {storage.ZARR[0]}.")
     _, built, sampler, knobs = prepare(model, device, given)
-    seeds, labels = Seeds(range(knobs.seed, knobs.seed + n)), "balanced" if knobs.label is None else knobs.label
+    seeds, labels = Seeds(range(knobs.seed, knobs.seed + n)), knobs.labels
     variables = ("x", *(word.strip() for word in keep.split(",") if word.strip()))
     began, steps = time.perf_counter(), sampler.grid.n_steps * -(-n // batch)
     with progress(f"recording {n} samples") as show:

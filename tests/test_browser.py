@@ -185,7 +185,7 @@ def test_two_visitors_do_not_disturb_each_other(visit):
     field.press("Enter")
     two.changed("number", number)
     two.settled("256")
-    assert one.page.locator("[data-number=n_steps]").input_value() == "12"
+    one._poll(lambda: one.page.locator("[data-number=n_steps]").input_value(), lambda steps: steps == "12")
     assert one.page.locator("select[data-knob=model]").input_value() == "oracle-digits"
     one.page.keyboard.press("Escape")
     one.page.locator("[data-act=cancel]").wait_for(state="hidden")
@@ -244,6 +244,7 @@ def test_copied_python_runs_and_prints_the_number_on_screen(visit):
     with contextlib.redirect_stdout(printed):
         exec(code, {})
     assert number in printed.getvalue().splitlines()[-1].replace("-", "−")
+    lab.page.locator("[data-act=export]").wait_for(state="hidden")  # the menu closes by itself a moment after copying
     lab.page.locator("[data-act=copy]").click()
     with lab.page.expect_download() as download:
         lab.page.locator("[data-act=export]").click()

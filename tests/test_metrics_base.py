@@ -55,9 +55,9 @@ def test_jackknife_of_the_plug_in_variance_is_the_unbiased_variance():
 
 
 def test_verdict_names_the_winner_or_declines():
-    assert verdict(Estimate(-0.6, 0.1, 500), "rho 5", "rho 7").startswith("rho 5 better than rho 7 by 0.60 ± 0.10")
-    assert verdict(Estimate(0.6, 0.1, 500)).startswith("B better than A")
-    assert verdict(Estimate(0.6, 0.1, 500), lower_is_better=False).startswith("A better than B")
+    assert verdict(Estimate(-0.6, 0.1, 500), "rho 5", "rho 7").startswith("rho 5 is better than rho 7 by 0.60 ± 0.10")
+    assert verdict(Estimate(0.6, 0.1, 500)).startswith("B is better than A")
+    assert verdict(Estimate(0.6, 0.1, 500), lower_is_better=False).startswith("A is better than B")
     assert verdict(Estimate(0.15, 0.1, 500)).startswith("not distinguishable: A - B = 0.15 ± 0.10")
     assert "not enough" in verdict(Estimate(math.nan, math.nan, 5, note="not enough samples"))
     assert "distinguishable" in verdict(Estimate(0.25, 0.1, 500), looks=50)

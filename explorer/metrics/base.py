@@ -109,7 +109,7 @@ def verdict(
     winner, loser = (a, b) if first_wins else (b, a)
     near, far = sorted((abs(low), abs(high)))
     shown = plus_minus(abs(difference.value), difference.std_error)
-    return f"{winner} better than {loser} by {shown} ({level:.0%} band {near:.3g} to {far:.3g})"
+    return f"{winner} is better than {loser} by {shown} ({level:.0%} band {near:.3g} to {far:.3g})"
 
 
 class Jackknife(NamedTuple):

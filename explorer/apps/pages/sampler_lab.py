@@ -44,7 +44,7 @@ class SamplerLab:
             on_message=self.receive,
         )
         self._verbs: dict[str, Callable[[dict], None]] = {
-            "open": lambda m: session.open(str(m["link"])),
+            "open": lambda m: session.run() if embedded else session.open(str(m["link"])),
             "set": lambda m: session.set(**{str(m["knob"]): m["value"]}),
             "preview": lambda m: session.preview(**{str(m["knob"]): m["value"]}),
             "reset": lambda m: session.reset(m.get("knob")),
