@@ -193,6 +193,16 @@ def test_two_visitors_do_not_disturb_each_other(visit):
     one.page.locator("[data-act=cancel]").wait_for(state="hidden")
 
 
+@pytest.mark.xfail(
+    reason="seen twice on a starved machine: the field stays at its default, see CONTRIBUTING", strict=False
+)
+def test_the_field_of_a_page_shows_its_own_steps_beside_another_page(visit):
+    one, two = visit("lab?model=oracle-digits&n=256&n_steps=12"), visit(POINTS)
+    two.settled("256")
+    one.settled("256")
+    assert one.page.locator("[data-number=n_steps]").input_value() == "12"
+
+
 def test_a_and_b_flip_on_the_same_noise_and_are_judged(visit):
     lab = visit("lab?model=oracle-digits&n=512&n_steps=5&a.model=oracle-digits&a.n_steps=2")
     lab.part("verdict").filter(
