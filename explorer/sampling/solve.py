@@ -17,12 +17,12 @@ from torch import Tensor
 
 from explorer.errors import NonFinite
 from explorer.models.base import Cond, Denoiser, affine
-from explorer.process.paths import Path
+from explorer.process.paths import Kind, Path
 from explorer.sampling.seeds import Seeds
 
 
 class Step(NamedTuple):
-    """What one step did. Of `slope` and `denoised` the solver fills what it computed; `slope_of` and `denoised_of` give either."""
+    """What one step did. Of `slope`, `denoised` and `eps` the solver fills what it computed; `slope_of` and `denoised_of` convert."""
 
     x: Tensor  # state after the step, (B, *shape)
     slope: Tensor | None  # velocity at (x_from, t_from)
@@ -31,6 +31,7 @@ class Step(NamedTuple):
     estimate: Callable[[], Tensor] | None = None  # computes `error`, where the method has an embedded one
     t_from: float | None = None  # where the step really started, if a stochastic solver raised the noise first
     x_from: Tensor | None = None
+    eps: Tensor | None = None  # E[eps | x_from] at t_from
 
     @property
     def error(self) -> Tensor | None:
@@ -140,17 +141,17 @@ def _check_finite(states: Sequence[Tensor], last: int, times: Sequence[float], s
 
 def slope_of(path: Path, x: Tensor, t: float, step: Step) -> Tensor:
     """The velocity at the start of a step (after any added noise), from whatever the solver computed."""
-    if step.slope is not None:
-        return step.slope
-    x, t = (x if step.x_from is None else step.x_from), (t if step.t_from is None else step.t_from)
-    a, b = path.convert("x0", "velocity", t)
-    return affine(a, x, b, step.denoised)
+    return step.slope if step.slope is not None else _converted(path, x, t, step, "velocity")
 
 
 def denoised_of(path: Path, x: Tensor, t: float, step: Step) -> Tensor:
     """E[x0 | x] at the start of a step (after any added noise), from whatever the solver computed."""
-    if step.denoised is not None:
-        return step.denoised
+    return step.denoised if step.denoised is not None else _converted(path, x, t, step, "x0")
+
+
+def _converted(path: Path, x: Tensor, t: float, step: Step, wanted: Kind) -> Tensor:
     x, t = (x if step.x_from is None else step.x_from), (t if step.t_from is None else step.t_from)
-    a, b = path.convert("velocity", "x0", t)
-    return affine(a, x, b, step.slope)
+    known = {"x0": step.denoised, "eps": step.eps, "velocity": step.slope}
+    kind, value = next((kind, value) for kind, value in known.items() if value is not None)
+    a, b = path.convert(kind, wanted, t)
+    return affine(a, x, b, value)
