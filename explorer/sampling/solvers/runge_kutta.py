@@ -144,6 +144,22 @@ class Midpoint(RungeKutta):
     last = _MIDPOINT
 
 
+_HEUN3 = Table(c=(0.0, 1 / 3, 2 / 3), a=((1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), embedded=(-1 / 2, 3 / 2, 0.0))
+
+
+@dataclass(frozen=True)
+class Heun3(RungeKutta):
+    """Heun's third-order method. No stage is at the end of a step, so a last step to t = 0 keeps the order.
+
+    Source: Heun 1900; Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, Table II.1.1.
+    """
+
+    order = 3
+    nfe_formula = "3N"
+    table = _HEUN3
+    last = _HEUN3
+
+
 _RK4 = Table(c=(0.0, 0.5, 0.5, 1.0), a=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
