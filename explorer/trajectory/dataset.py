@@ -190,6 +190,26 @@ def data_of(ds: xr.Dataset) -> Tensor:
     return tensor(ds, "x")[:, -1].double() / path_of(ds).at(float(ds.t[-1]))[0]
 
 
+def along(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Numbers by time or step, shaped to broadcast against (S, T, ...)."""
+    values = values if isinstance(values, Tensor) else torch.tensor(list(values), dtype=torch.float64)
+    return values.reshape(-1, *(1,) * (like.ndim - 2))
+
+
+def denoised(ds: xr.Dataset) -> Tensor:
+    """E[x0 | x] at the start of each step, (S, N, ...) float64, recorded or from the recorded slopes.
+
+    Raises: BadValue where neither was recorded.
+    """
+    if "x0_hat" in ds:
+        return tensor(ds, "x0_hat").double()
+    if "slope" not in ds:
+        raise BadValue("neither 'x0_hat' nor 'slope' was recorded: record(..., keep=('x', 'x0_hat')).")
+    path, x, slope = path_of(ds), tensor(ds, "x").double(), tensor(ds, "slope").double()
+    a, b = zip(*(path.convert("velocity", "x0", float(t)) for t in ds.t[:-1]), strict=True)
+    return along(a, x) * x[:, :-1] + along(b, x) * slope
+
+
 def moved(ds: xr.Dataset, path: Path) -> xr.Dataset:
     """The same trajectory drawn on another path: equal sigma/alpha, x times alpha'/alpha, times and slopes to match.
 
@@ -204,23 +224,13 @@ def moved(ds: xr.Dataset, path: Path) -> xr.Dataset:
     if not all(map(math.isfinite, [*ratios, *scale])) or 0.0 in scale:
         raise BadValue(f"{old} at t = {float(ds.t[0]):g} is pure noise and cannot be moved to {path}.")
 
-    def along(values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64).reshape(-1, *(1,) * (like.ndim - 2))
-
     x = tensor(ds, "x").double()
     variables = {"x": x * along(scale, x)}
-    if "slope" in ds or "x0_hat" in ds:
-        starts, new = [float(t) for t in ds.t[:-1]], times[:-1]
-        if "x0_hat" in ds:
-            denoised = tensor(ds, "x0_hat").double()
-        else:
-            a, b = zip(*(old.convert("velocity", "x0", t) for t in starts), strict=True)
-            denoised = along(a, x) * x[:, :-1] + along(b, x) * tensor(ds, "slope").double()
-        if "x0_hat" in ds:
-            variables["x0_hat"] = denoised
-        if "slope" in ds:
-            a, b = zip(*(path.convert("x0", "velocity", t) for t in new), strict=True)
-            variables["slope"] = along(a, x) * variables["x"][:, :-1] + along(b, x) * denoised
+    if "x0_hat" in ds:
+        variables["x0_hat"] = denoised(ds)
+    if "slope" in ds:
+        a, b = zip(*(path.convert("x0", "velocity", t) for t in times[:-1]), strict=True)
+        variables["slope"] = along(a, x) * variables["x"][:, :-1] + along(b, x) * denoised(ds)
     out = trajectory(
         variables,
         times,
@@ -232,7 +242,7 @@ def moved(ds: xr.Dataset, path: Path) -> xr.Dataset:
         model=ds.attrs["model"],
         total_nfe=ds.attrs["nfe"],
     )
-    return out
+    return out.assign_attrs({k: v for k, v in ds.attrs.items() if k not in out.attrs})
 
 
 def mean_and_error(values: xr.DataArray) -> xr.Dataset:
@@ -245,7 +255,13 @@ def mean_and_error(values: xr.DataArray) -> xr.Dataset:
     return out.assign_attrs(n=n)
 
 
+def merged(parts: Sequence[xr.Dataset | xr.DataArray]) -> xr.Dataset:
+    """Results over the same run as one dataset."""
+    return xr.merge(parts, compat="override", join="outer", combine_attrs="drop_conflicts")
+
+
 By = Literal["step"] | None
+Of = Literal["x", "x0_hat"]
 
 
 def _on_path(ds: xr.Dataset, path: Path | None) -> xr.Dataset:
@@ -297,24 +313,42 @@ def _on_steps(
     return mean_and_error(out)
 
 
+def _points(ds: xr.Dataset, of: Of, path: Path | None) -> tuple[Tensor, str, str]:
+    """Points of the path of the states, or of that of the denoised predictions; prefixes of their names."""
+    if of == "x":
+        return tensor(_on_path(ds, path), "x"), "", ""
+    if of != "x0_hat":
+        raise UnknownName("what moves", of, ("x", "x0_hat"))
+    return denoised(ds), "denoised_", "denoised "  # the same on every path
+
+
 def curvature(
-    ds: xr.Dataset, by: By = None, *, kind: Literal["menger", "tangent"] = "menger", path: Path | None = None
+    ds: xr.Dataset,
+    by: By = None,
+    *,
+    kind: Literal["menger", "tangent"] = "menger",
+    path: Path | None = None,
+    of: Of = "x",
 ) -> xr.DataArray | xr.Dataset:
     """Geometric curvature at the inner points: (sample, step), or its mean by step.
 
     Args:
         kind: "menger" from triples of states, or "tangent" from recorded slopes (a reversal shows as a spike).
         path: measure on this path instead of the recorded one.
-    Returns: per data unit of length; steps 1 to N - 1.
+        of: "x0_hat" measures the path of the denoised predictions instead, `denoised_curvature` (menger only).
+    Returns: per data unit of length; steps 1 to N - 1 (one less of the denoised path).
     """
-    ds = _on_path(ds, path)
-    if kind == "menger":
-        values, slots = geometry.menger_curvature(tensor(ds, "x")), slice(1, -1)
-    elif kind == "tangent":
-        values, slots = geometry.tangent_curvature(tensor(ds, "slope"), tensor(ds, "x")), slice(1, -1)
-    else:
+    if kind not in ("menger", "tangent"):
         raise UnknownName("kind of curvature", kind, ("menger", "tangent"))
-    return _on_steps(ds, "curvature", values, "curvature", "1 / data unit", by, 1, slots)
+    x, name, words = _points(ds, of, path)
+    if kind == "menger":
+        values = geometry.menger_curvature(x)
+    elif of == "x":
+        values = geometry.tangent_curvature(tensor(_on_path(ds, path), "slope"), x)
+    else:
+        raise BadValue("the denoised path has no recorded slopes; use kind='menger'.")
+    ds, slots = _on_path(ds, path), slice(1, x.shape[1] - 1)
+    return _on_steps(ds, f"{name}curvature", values, f"{words}curvature", "1 / data unit", by, 1, slots)
 
 
 def straightness(
@@ -331,28 +365,39 @@ def straightness(
     """
     ds = _on_path(ds, path)
     x, t = tensor(ds, "x"), torch.as_tensor(ds.t.values)
-    scale = 1 / math.prod(x.shape[2:]) if per_dim else 1.0
+    scale = 1 / _n_dims(ds) if per_dim else 1.0
     unit = "data unit^2 / dimension" if per_dim else "data unit^2"
     if by is None:
         return _per_sample(ds, "straightness", geometry.straightness(x, t) * scale, "straightness S", unit)
     return _on_steps(ds, "velocity_gap", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
 
 
-def turning_angle(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:
-    """Total turning of each path in radians (sample), or by="step" the mean angle at the inner points."""
-    ds = _on_path(ds, path)
-    angles, clamped = geometry.turning_angle(tensor(ds, "x"))
+def turning_angle(
+    ds: xr.Dataset, by: By = None, *, path: Path | None = None, of: Of = "x"
+) -> xr.DataArray | xr.Dataset:
+    """Total turning of each path in radians (sample), or by="step" the mean angle at the inner points.
+
+    Args: of: "x0_hat" measures the path of the denoised predictions instead, `denoised_turning_angle`.
+    """
+    x, name, words = _points(ds, of, path)
+    ds, (angles, clamped) = _on_path(ds, path), geometry.turning_angle(x)
     if by is None:
         total = geometry.Guarded(angles.sum(dim=1), clamped)
-        return _per_sample(ds, "total_turning", total, "total turning", "rad")
-    return _on_steps(ds, "turning_angle", geometry.Guarded(angles, clamped), "turning", "rad", by, 1, slice(1, -1))
+        return _per_sample(ds, f"{name}total_turning", total, f"{words}total turning", "rad")
+    values, slots = geometry.Guarded(angles, clamped), slice(1, x.shape[1] - 1)
+    return _on_steps(ds, f"{name}turning_angle", values, f"{words}turning", "rad", by, 1, slots)
 
 
-def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:
-    """Distance moved in each step: (sample, step), or its mean by step, in data units."""
-    ds = _on_path(ds, path)
-    lengths = geometry.flat(tensor(ds, "x")).diff(dim=1).norm(dim=-1)
-    return _on_steps(ds, "step_length", lengths, "step length", "data unit", by)
+def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None, of: Of = "x") -> xr.DataArray | xr.Dataset:
+    """Distance moved in each step: (sample, step), or its mean by step, in data units.
+
+    Args: of: "x0_hat" measures from one denoised prediction to the next, one step less: `denoised_step_length`.
+    """
+    x, name, words = _points(ds, of, path)
+    lengths, slots = geometry.flat(x).diff(dim=1).norm(dim=-1), slice(0, x.shape[1] - 1)
+    return _on_steps(
+        _on_path(ds, path), f"{name}step_length", lengths, f"{words}step length", "data unit", by, 0, slots
+    )
 
 
 def arc_chord(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
@@ -368,10 +413,37 @@ def nfss(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
     return _per_sample(ds, "nfss", values, "normalised flow straightness", "1")
 
 
-def coupling_cost(ds: xr.Dataset) -> xr.DataArray:
-    """|eps - x0|^2 between the noise a run started from and its end in data units: (sample)."""
+def coupling_cost(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArray:
+    """|eps - x0|^2 between the noise a run started from and its end in data units: (sample), summed over dimensions.
+
+    Args: per_dim: divided by the number of dimensions.
+    """
     cost = geometry.coupling_cost(noise_of(ds), data_of(ds))
+    if per_dim:
+        return _per_sample(
+            ds, "coupling_cost", cost / _n_dims(ds), "coupling cost |eps - x0|^2 / D", "data unit^2 / dimension"
+        )
     return _per_sample(ds, "coupling_cost", cost, "coupling cost |eps - x0|^2", "data unit^2")
+
+
+def sampling_discrepancy(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArray:
+    """|x_multi - x_one|, the end of each run against a single Euler step from the same noise: (sample), data units.
+
+    One step of Euler to sigma = 0, on the EDM and the linear path alike, lands on the denoised prediction at the start,
+    which the recording has: nothing is run again. Two recordings are compared by `end_distance`.
+
+    Args: per_dim: the root mean square over dimensions instead of the norm.
+    Source: the discrepancy between one and many steps of Liu et al. 2022, arXiv 2209.03003.
+    """
+    one, many = denoised(ds.isel(time=slice(2), step=slice(1)))[:, 0], data_of(ds)
+    gap = (geometry.flat(many, 1) - geometry.flat(one, 1)).norm(dim=1)
+    scale = 1 / math.sqrt(_n_dims(ds)) if per_dim else 1.0
+    unit = "data unit / sqrt(dimension)" if per_dim else "data unit"
+    return _per_sample(ds, "sampling_discrepancy", gap * scale, "distance of one step from all", unit)
+
+
+def _n_dims(ds: xr.Dataset) -> int:
+    return math.prod(ds.x.shape[2:])
 
 
 def crossings(ds: xr.Dataset) -> xr.Dataset:

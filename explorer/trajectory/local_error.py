@@ -12,33 +12,20 @@ from torch import Tensor
 
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Cond, Denoiser
-from explorer.process.paths import Path
-from explorer.sampling.samplers import device_of, sampler_from_json
 from explorer.sampling.solve import Solver, solve
-from explorer.sampling.solvers import RK4, DPMpp2M, EDMStochastic
-from explorer.trajectory.dataset import By, _on_steps, path_of, tensor
+from explorer.trajectory.dataset import By, _on_steps
+from explorer.trajectory.replay import (
+    fine_times,
+    has_memory,
+    parts_of,
+    path_model,
+    reference_step,
+    require_ode,
+    solver_of,
+    times_of,
+)
 
-
-def fine_times(path: Path, t: float, t_next: float, substeps: int) -> list[float]:
-    """substeps + 1 times from t to t_next, evenly spaced in sigma^(1/7), which resolves the approach to sigma = 0.
-
-    From pure noise (sigma infinite) evenly in t.
-    """
-    rho = 7.0
-    if path.at(t)[0] == 0:
-        return [t + (t_next - t) * i / substeps for i in range(substeps)] + [t_next]
-    a, b = path.ratio_at(t) ** (1 / rho), path.ratio_at(t_next) ** (1 / rho)
-    inner = [path.time_at((a + (b - a) * i / substeps) ** rho) for i in range(1, substeps)]
-    return [t, *inner, t_next]
-
-
-def reference_step(
-    model: Denoiser, x: Tensor, t: float, t_next: float, cond: Cond = None, *, substeps: int = 16
-) -> Tensor:
-    """The flow of the model's ODE from t to t_next, by RK4 on `fine_times`: 4 substeps evaluations, error
-    O(substeps^-4).
-    """
-    return solve(model, RK4(), x, fine_times(model.path, t, t_next, substeps), cond=cond)
+__all__ = ["doubled_step", "fine_times", "flow_curvature", "local_error", "reference_step"]
 
 
 def doubled_step(
@@ -46,12 +33,18 @@ def doubled_step(
 ) -> Tensor:
     """Estimate of a step's error vector from two steps of half the size: (full - halves) / (1 - 2^-order), (B, ...).
 
-    Exact to leading order: the halves leave 2^-order of the full step's error. A step to t = 0 is first order there.
+    Exact to leading order: the halves leave 2^-order of the full step's error. A step to t = 0 is taken by whatever the
+    method falls back to there, whose order nobody promises: it is measured, by four quarter steps (Aitken).
     Source: Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, II.4.
     """
     halves = solve(model, solver, x, [t, 0.5 * (t + t_next), t_next], cond=cond)
-    order = 1 if t_next == 0 else solver.order
-    return (x_next - halves) / (1 - 0.5**order)
+    gap = x_next - halves
+    if t_next != 0:
+        return gap / (1 - 0.5**solver.order)
+    quarters = solve(model, solver, x, [t, 0.75 * t, 0.5 * t, 0.25 * t, 0.0], cond=cond)
+    first, second = (v.flatten(1).norm(dim=1).mean() for v in (gap, halves - quarters))
+    ratio = (first / second.clamp_min(torch.finfo(first.dtype).tiny)).clamp(2.0, 2.0 ** (solver.order + 1))
+    return gap * (ratio / (ratio - 1))
 
 
 @torch.inference_mode()
@@ -72,31 +65,27 @@ def local_error(
         kind: "reference" integrates each step finely from its own start (4 substeps evaluations a step, any solver);
             "doubling" estimates it by two half steps of the same solver (2 steps' evaluations, one-step solvers).
     Returns: data units on the recorded path. Multiply nothing: errors of early steps are then carried and bent by the
-        flow.
-    Raises: BadValue for a stochastic run, or doubling of a multistep solver.
+        flow (see `attribution`).
+    Raises: BadValue for a stochastic run, or doubling of a solver whose steps depend on those before.
     """
     if kind not in ("reference", "doubling"):
         raise UnknownName("kind of local error", kind, ("reference", "doubling"))
-    solver = sampler_from_json(ds.attrs["sampler"]).solver if ds.attrs["sampler"] else None
-    if isinstance(solver, EDMStochastic) and solver.s_churn > 0:
-        raise BadValue("the local error of a stochastic run is not defined: its steps add noise. Use s_churn = 0.")
-    if kind == "doubling" and (solver is None or isinstance(solver, DPMpp2M)):
-        raise BadValue("step doubling needs a recorded one-step solver; use kind='reference'.")
-    path = path_of(ds)
-    model, device = model.on(path), device_of(model)
-    x = tensor(ds, "x").double()
-    labels = None if bool((ds.label < 0).all()) else torch.as_tensor(ds.label.values)
-    times = [float(t) for t in ds.t]
-    out = torch.empty(x.shape[0], len(times) - 1, dtype=torch.float64)
-    for lo in range(0, len(x), batch):
-        rows = slice(lo, lo + batch)
-        cond = None if labels is None else labels[rows].to(device)
+    require_ode(ds, "the local error")
+    solver = solver_of(ds)
+    if kind == "doubling" and has_memory(ds):
+        named = "a run whose solver is not known" if solver is None else type(solver).__name__
+        raise BadValue(
+            f"step doubling needs a recorded one-step solver, and this is {named}: a step taken by itself is not the "
+            "step that was recorded. Use kind='reference'."
+        )
+    model, times = path_model(ds, model), times_of(ds)
+    out = torch.empty(ds.sizes["sample"], len(times) - 1, dtype=torch.float64)
+    for rows, x, cond in parts_of(ds, model, batch):
         for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            start, end = x[rows, i].to(device), x[rows, i + 1].to(device)
             if kind == "reference":
-                miss = end - reference_step(model, start, t, t_next, cond, substeps=substeps)
+                miss = x[:, i + 1] - reference_step(model, x[:, i], t, t_next, cond, substeps=substeps)
             else:
-                miss = doubled_step(model, solver, start, end, t, t_next, cond)
+                miss = doubled_step(model, solver, x[:, i], x[:, i + 1], t, t_next, cond)
             out[rows, i] = miss.flatten(1).norm(dim=1).cpu()
     return _on_steps(ds, "local_error", out, f"local error ({kind})", "data unit", by)
 

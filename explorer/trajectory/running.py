@@ -7,7 +7,9 @@ import xarray as xr
 from torch import Tensor
 
 from explorer.errors import BadValue
-from explorer.process.paths import Path
+from explorer.models.base import Denoiser
+from explorer.process.broadcast import like
+from explorer.process.paths import Linear, Path
 from explorer.sampling.solve import Step
 from explorer.trajectory.geometry import ROUNDING
 
@@ -131,7 +133,8 @@ class RunningGeometry:
         Returns:
             `curvature`, `turning_angle` (NaN at step 0), `step_length`, if asked `velocity_gap`, over step with
             coordinates `t` and, where the path is known, `sigma`; `straightness`, `total_turning`, `arc_length`,
-            `chord`, `arc_chord`, `nfss` as numbers; each with `<name>_se`; attribute `n`.
+            `chord`, `arc_chord`, `nfss` as numbers; each with `<name>_se`; attributes `n` and `n_clamped`, how many terms
+            had no direction (resting steps, closed paths) and took the value that geometry.py documents.
         Raises: BadValue before the first sample is complete.
         """
         steps, scalars = self._totals()
@@ -152,7 +155,8 @@ class RunningGeometry:
         path = self.onto or self.path
         if path is not None:
             coords["sigma"] = ("step", [path.ratio_at(t) for t in times[:-1]])
-        return xr.Dataset(data, coords, attrs={"n": steps.n})
+        clamped = round(float(scalars.mean[-1]) * scalars.n)
+        return xr.Dataset(data, coords, attrs={"n": steps.n, "n_clamped": clamped})
 
     def _whole(self) -> bool:
         run = self._run
@@ -175,6 +179,108 @@ class RunningGeometry:
     def _moved(self, t: float) -> tuple[float, float]:
         new = self.onto.time_at(self.path.ratio_at(t))
         return new, self.onto.at(new)[0] / self.path.at(t)[0]
+
+
+BUDGET = ("cost", "chord", "straightness", "conflict", "residual")
+
+
+class RunningBudget:
+    """Observer that keeps the budget E|eps - x0|^2 = E|D|^2 + S + V of a model's flow, batch by batch.
+
+    Each batch of noise that a sampler starts from is paired with the next data points, independently of it. The run gives
+    the chord D and S on the linear path; the model, asked along the straight lines of the pairs, gives V. Everything is
+    summed over dimensions, in data units squared. The residual is 0 in expectation for the exact velocity, and grows with
+    what the network does not know, with what a coarse grid hides of S, and with the ends of the path that the grid
+    leaves out.
+
+    Args:
+        model: whose velocity V is measured with, the one that is sampled.
+        data: (n, *shape), taken in turn and from the start again when they run out.
+        path: the path that the sampler's states live on, `sampler.path_on(model)`.
+        n_steps: steps of a whole run; a batch cut short is left out.
+        data_labels: (n,) classes of the data, for a conditional model.
+        n_times: times per pair at which V is asked, one at random in each of as many equal parts of [0, 1].
+    Source: Liu 2022, arXiv 2209.14577 (straightness and transport cost); Lee et al. 2023, arXiv 2301.12003 (V).
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        data: Tensor,
+        *,
+        path: Path,
+        n_steps: int,
+        data_labels: Tensor | None = None,
+        n_times: int = 8,
+        seed: int = 0,
+    ):
+        if tuple(data.shape[1:]) != tuple(model.shape) or not len(data):
+            raise BadValue(
+                f"data of shape {tuple(data.shape)} are no samples of a model of shape {tuple(model.shape)}."
+            )
+        self.model, self.path, self.n_steps, self.n_times = model.on(Linear()), path, n_steps, n_times
+        self.data, self.labels = data, data_labels
+        self._moments, self._used = Moments(), 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._run: _Run | None = None
+
+    def __call__(self, i: int, t: float, t_next: float, x: Tensor, step: Step) -> None:
+        """Folds in one step of the batch in flight; the last one asks the model n_times and adds the batch."""
+        if i == 0:
+            self._run, self._noise = _Run(False), x.detach().double() / self.path.at(t)[1]
+        if self._run is None or self._run.n_steps != i:
+            raise BadValue(f"step {i} came without the steps before it: an observer must see a run from its start.")
+        (t, scale), (t_next, scale_next) = self._on_line(t), self._on_line(t_next)
+        x, x_next = x.detach().flatten(1).double(), step.x.detach().flatten(1).double()
+        self._run.step(t, t_next, x * scale, x_next * scale_next)
+        if i == self.n_steps - 1:
+            self._add(x_next * scale_next / (1 - t_next))
+
+    @property
+    def n(self) -> int:
+        """Samples that are complete."""
+        return self._moments.n
+
+    def result(self) -> xr.Dataset:
+        """The numbers so far: `cost`, `chord`, `straightness`, `conflict`, `residual`, each with `<name>_se`; attribute n.
+
+        Raises: BadValue before the first batch is complete.
+        """
+        if not self.n:
+            raise BadValue("no complete run has been observed yet.")
+        mean, error = self._moments.mean.cpu().numpy(), self._moments.std_error().cpu().numpy()
+        values, attrs = {}, {"units": "data unit^2"}
+        for k, name in enumerate(BUDGET):
+            values[name], values[f"{name}_se"] = ((), mean[k], attrs), ((), error[k], attrs)
+        return xr.Dataset(values, attrs={"n": self.n})
+
+    @torch.inference_mode()
+    def _add(self, end: Tensor) -> None:
+        _, per_sample = self._run.finish()
+        noise, self._run = self._noise, None
+        rows = torch.arange(self._used, self._used + len(noise)) % len(self.data)
+        self._used += len(noise)
+        data = self.data[rows].to(noise)
+        cond = None if self.labels is None else self.labels[rows].to(noise.device)
+        target, conflict = noise - data, torch.zeros_like(per_sample[:, 0])
+        for k in range(self.n_times):
+            share = torch.rand(len(noise), generator=self._generator, dtype=torch.float64).to(noise.device)
+            t = ((k + share) / self.n_times).clamp(T_ENDS, 1 - T_ENDS)
+            x_t = data + like(t, data) * target
+            gap = target - self.model.velocity(x_t, t, cond).double()
+            conflict += gap.flatten(1).square().sum(dim=1) / self.n_times
+        cost = target.flatten(1).square().sum(dim=1)
+        chord = (noise.flatten(1) - end).square().sum(dim=1)
+        straight = per_sample[:, 0]
+        self._moments.update(torch.stack((cost, chord, straight, conflict, cost - chord - straight - conflict), dim=1))
+
+    def _on_line(self, t: float) -> tuple[float, float]:
+        new = Linear().time_at(self.path.ratio_at(t))
+        return new, (1 - new) / self.path.at(t)[0]
+
+
+T_ENDS = 1e-3
+"""V is not asked nearer to the ends of the linear path than this: 0/0 at data, beyond any training at noise."""
 
 
 class _Run:
@@ -226,7 +332,9 @@ class _Run:
         self.before, self.last, self.end = x, unit, x_next
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """By step (S, 3 N; 4 N with gaps) and per sample (S, 6), in the order of ON_STEPS, GAP and PER_SAMPLE."""
+        """By step (S, 3 N; 4 N with gaps) and per sample (S, 7), in the order of ON_STEPS, GAP and PER_SAMPLE; the last
+        number counts what had no direction.
+        """
         total, tiny = abs(self.times[-1] - self.times[0]), ROUNDING * self.size[:, None]
         smallest = torch.finfo(self.size.dtype).tiny
         lengths = torch.stack(self.lengths, dim=1)  # (S, N)
@@ -253,5 +361,6 @@ class _Run:
         ratio = torch.where(closed, torch.inf, arc / safe)
         ratio = torch.where(closed & (arc <= tiny[:, 0] * len(self.times)), 1.0, ratio)
         turned = turning[:, 1:].sum(dim=1)
-        per_sample = torch.stack((self.spread * total, turned, arc, chord, ratio, 2 * (1 - cosine)), dim=1)
+        clamped = (lengths <= tiny).sum(dim=1) + closed.to(torch.int64)
+        per_sample = torch.stack((self.spread * total, turned, arc, chord, ratio, 2 * (1 - cosine), clamped), dim=1)
         return torch.cat(by_step, dim=1), per_sample
