@@ -6,8 +6,10 @@ marker, a reason and a double click at once, and because system fonts and one pa
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import panel as pn
 import param
 from panel.custom import Child, JSComponent
 
@@ -32,8 +34,9 @@ class Pane(JSComponent):
         super().__init__(**params)
 
     def _handle_msg(self, data) -> None:
+        # Until the browser has reported the page as ready, Panel drops what changes: a pane would keep what it was built with.
         if self.on_message is not None and isinstance(data, dict):
-            self.on_message(data)
+            pn.state.onload(partial(self.on_message, data))
 
 
 class Top(Pane):
