@@ -39,6 +39,7 @@ _PUBLIC = {
     "explorer.training": ("Plan", "train"),
     "explorer.knobs": ("SamplerKnobs",),
     "explorer.live": ("metric_for", "quality"),
+    "explorer.paired": ("Comparison", "Side", "compare"),
 }  # fmt: skip
 _MODULES = (
     "apps",

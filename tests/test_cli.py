@@ -52,7 +52,7 @@ def refusal(*args: str) -> str:
     return text.removeprefix("error: ")
 
 
-@pytest.mark.parametrize("command", ["serve", "sample", "eval", "record", "train", "list", "bench"])
+@pytest.mark.parametrize("command", ["serve", "sample", "eval", "compare", "record", "train", "list", "bench"])
 def test_each_command_explains_itself_with_examples(command):
     text = run(command, "--help").stdout
     assert f"explorer {command}" in text.partition("Examples")[2]
@@ -220,7 +220,7 @@ def test_interrupting_is_quiet(monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "rows_of_grids", stop)
+    monkeypatch.setattr(cli.lists, "rows_of_grids", stop)
     result = run("list", "grids", code=130)
     assert "interrupted" in result.stderr and "Traceback" not in result.output
 
@@ -293,3 +293,55 @@ def test_version():
     from explorer import __version__
 
     assert run("--version").stdout.strip() == f"explorer {__version__}"
+
+
+def setting(folder: Path, name: str, **knobs) -> Path:
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"model": ORACLE, "knobs": knobs}))
+    return file
+
+
+def test_compare_pairs_two_settings_on_the_same_noise(tmp_path):
+    a = setting(tmp_path, "few", solver="euler", n_steps=3, seed=7)
+    b = setting(tmp_path, "many", solver="heun", n_steps=18, seed=7)
+    out = document("compare", a, b, "--n", 300)
+    assert out["a"]["nfe"] == 3 and out["b"]["nfe"] == 35 and out["a"]["seeds"] == out["b"]["seeds"] == [7, 307]
+    alone = [
+        document("eval", ORACLE, "--sampler", s, "--steps", k, "--n", 300, "--seed", 7)
+        for s, k in (("euler", 3), ("heun", 18))
+    ]
+    for side, eval_ in zip("ab", alone, strict=True):
+        assert out[side]["value"] == pytest.approx(eval_["value"], rel=1e-9)
+    unpaired = sum(eval_["std_error"] ** 2 for eval_ in alone) ** 0.5
+    assert out["difference"]["value"] == pytest.approx(alone[0]["value"] - alone[1]["value"], abs=unpaired)
+    assert "many" in out["verdict"].partition("is better than")[0] and out["distance"]["value"] > 0.03
+    same = document("compare", b, b, "--n", 100)
+    assert same["difference"]["value"] == 0 and same["distance"]["value"] == 0
+    assert out["verdict"] in run("compare", a, b, "--n", 300).stdout
+
+
+def test_compare_takes_what_eval_prints_and_what_the_dashboard_exports(tmp_path):
+    from explorer.apps.session import Session
+    from explorer.apps.worker import Worker
+
+    printed = tmp_path / "printed.json"
+    printed.write_text(run("eval", ORACLE, "--steps", 4, "--n", 50, "--json").stdout)
+    session = Session(Worker())
+    session.choose_model(ORACLE)
+    exported = tmp_path / "exported.json"
+    exported.write_text(session.to_json())
+    session.cancel()
+    out = document("compare", printed, exported, "--n", 50)
+    assert out["a"]["knobs"]["n_steps"] == 4 and out["b"]["knobs"] == session.knobs.to_dict()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [(None, "cannot be read"), ("{", "not JSON"), ('{"knobs": {}}', "explorer eval --json"), ('{"model": "digit", "knobs": {}}', "digits"),
+     ('{"model": "toy-moons", "knobs": {"sovler": "heun"}}', "solver")],
+)  # fmt: skip
+def test_compare_says_what_is_wrong_with_a_file(text, words, tmp_path):
+    good, bad = setting(tmp_path, "good"), tmp_path / "bad.json"
+    if text is not None:
+        bad.write_text(text)
+    assert words in refusal("compare", good, bad)

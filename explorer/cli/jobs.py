@@ -1,0 +1,133 @@
+"""Commands that run for a while: serve, train, bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from explorer.cli.options import Device, Json, device_named
+from explorer.cli.output import emit, measured, note, progress, table
+from explorer.errors import BadValue, MissingExtra
+
+
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 5006,
+    address: Annotated[
+        str, typer.Option(help="Interface to listen on. Anyone who can reach it can use the page.")
+    ] = "localhost",
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Open a browser where there is one.")] = True,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Open on a comparison that is set up: two solvers at the same cost.")
+    ] = False,
+) -> None:
+    """Serve the dashboard and print its address.
+
+    Examples:
+      explorer serve
+      explorer serve --port 5007 --no-show
+      explorer serve --demo
+    """
+    try:
+        from explorer.apps.serve import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("explorer"):
+            raise
+        raise MissingExtra(error.name or "panel", "app", "the dashboard") from None
+    run(port=port, address=address, show=show, demo=demo)
+
+
+def train(
+    paper: Annotated[str, typer.Argument(help="One of explorer list papers.", metavar="PAPER")],
+    data: Annotated[str, typer.Option("--data", "--recipe", help="Which of the paper's recipes.")] = "digits",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/PAPER-RECIPE.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Finish the learning-rate schedule within this time.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Another value for a field of the recipe: plan.batch_size=256.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. Default: the recipe's own.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a paper's recipe and write the model with its card. Run again on the same folder, it resumes.
+
+    Examples:
+      explorer train edm --data digits --minutes 10 --out runs/digits
+      explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
+    """
+    from explorer.papers import paper as find
+    from explorer.training.run import override, publish, train_recipe
+
+    changes: dict[str, Any] = dict(assignment(text) for text in change or ())
+    changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}
+    recipe = override(find(paper).recipe(data), changes)
+    out, where = out or Path("runs") / f"{paper}-{data}", device_named(device)
+    if recipe.cost:
+        note(f"the recipe says: {recipe.cost}")
+    tick = None
+    with progress(f"training {recipe.name}") as show:
+        for tick in train_recipe(recipe, out, device=where):
+            losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
+            show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}")
+    with progress("measuring the model"):
+        weights = publish(recipe, tick, out)
+    about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    if as_json:
+        emit(
+            {"file": str(weights), "steps": tick.step, "images": tick.n_images, "seconds": tick.seconds, "card": about}
+        )
+        return
+    typer.echo(f"{weights}: {tick.step} steps, {tick.n_images} images, {tick.seconds / 60:.1f} min")
+    for row in about.get("metrics", ()):
+        typer.echo(f"  {measured(row)}")
+
+
+def assignment(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise BadValue(f"--set takes FIELD=VALUE, such as plan.batch_size=256; got {text!r}.")
+    return field.strip(), value.strip()
+
+
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Rows, or families of rows. Default: all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the rows here too, as JSON with machine and versions.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of which the median is taken.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Short turns and smaller problems, to try it out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time what must be fast beside its peers, each row with the bare cost that bounds it.
+
+    Examples:
+      explorer bench --out bench.json
+      explorer bench solver-overhead frechet --json
+    """
+    from explorer.bench import run, save
+
+    with progress("timing") as show:
+        rows = run(names or (), show, runs=runs, quick=quick)
+    if out is not None:
+        save(rows, out)
+    if as_json:
+        emit([row.to_dict() for row in rows])
+        return
+    table(
+        [
+            {
+                "name": row.name,
+                "ours": f"{row.ours:.4g} {row.unit}",
+                "limit": "" if row.limit is None else f"{row.limit:.4g}",
+                "ours / limit": "" if row.ratio is None else f"{row.ratio:.3g}",
+                "peers": ", ".join(f"{peer} {value:.4g}" for peer, value in row.peers.items()),
+            }
+            for row in rows
+        ]
+    )

@@ -1,0 +1,104 @@
+"""`explorer list`: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from explorer.cli.options import Json, starting
+from explorer.cli.output import emit, first_line, measured, table
+from explorer.errors import UnknownName
+
+LISTED = ("models", "data", "solvers", "grids", "metrics", "papers")
+
+
+def list_(
+    what: Annotated[
+        str, typer.Argument(metavar="|".join(LISTED), help="What to list.", autocompletion=starting(LISTED))
+    ],
+    as_json: Json = False,
+) -> None:
+    """List what there is: models, data, solvers, grids, metrics or papers.
+
+    Examples:
+      explorer list models
+      explorer list solvers --json
+    """
+    if what not in LISTED:
+        raise UnknownName("kind of thing to list", what, LISTED)
+    rows = globals()[f"rows_of_{what}"]()
+    if as_json:
+        emit(rows)
+        return
+    if rows:
+        table(rows)
+    else:
+        typer.echo(f"no {what}")
+
+
+def rows_of_models() -> list[dict]:
+    from explorer.models.bundled import card, names
+
+    rows = []
+    for name in names():
+        about = card(name)
+        best = next((m for m in about.get("metrics", ()) if str(m.get("metric", "")).startswith("FD[")), {})
+        score = measured(best) if best else ""
+        what = {"kind": about.get("kind", ""), "shape": about.get("shape", ()), "classes": about.get("n_classes", 0)}
+        rows.append({"name": name, **what, "data": about.get("data", ""), "measured": score})
+    return rows
+
+
+def rows_of_data() -> list[dict]:
+    from explorer.data import load_dataset, names
+
+    rows = []
+    for name in names():
+        data = load_dataset(name)
+        rows.append(
+            {
+                "name": name,
+                "n": len(data),
+                "shape": data.shape,
+                "classes": data.n_classes,
+                "sigma": round(data.sigma_data, 4),
+            }
+        )
+    return rows
+
+
+def rows_of_solvers() -> list[dict]:
+    from explorer.sampling.solvers import SOLVERS
+
+    return [
+        {"name": name, "order": make().order, "nfe": cost_formula(make().n_evals), "about": first_line(make)}
+        for name, make in SOLVERS.items()
+    ]
+
+
+def cost_formula(n_evals: Callable[[int], int]) -> str:
+    """Evaluations for n steps as "a n + b", read off the solver itself."""
+    slope = n_evals(11) - n_evals(10)
+    rest = n_evals(10) - 10 * slope
+    return f"{'' if slope == 1 else slope}n" + (f" {'+' if rest > 0 else '-'} {abs(rest)}" if rest else "")
+
+
+def rows_of_grids() -> list[dict]:
+    from explorer.sampling.grids import GRIDS
+
+    return [{"name": name, "about": first_line(build)} for name, build in GRIDS.items()]
+
+
+def rows_of_papers() -> list[dict]:
+    from explorer.papers import names, paper
+
+    papers = [paper(slug) for slug in names()]
+    return [{"name": p.slug, "title": p.title, "arxiv": p.arxiv, "recipes": list(p.recipes)} for p in papers]
+
+
+def rows_of_metrics() -> list[dict]:
+    from explorer.live import METRICS
+
+    return [{"name": name, "about": first_line(make)} for name, make in METRICS.items()]

@@ -1,0 +1,345 @@
+"""Commands that sample: eval, sample, record, compare."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from explorer.cli.options import Batch, Count, Device, Json, Model, device_named
+from explorer.cli.output import counted, emit, note, progress
+from explorer.errors import BadFile, BadValue
+
+if TYPE_CHECKING:
+    from explorer.models.base import Denoiser
+    from explorer.sampling.samplers import Sampler
+
+
+def prepare(model: str, device: str, given: dict) -> tuple[Denoiser, Denoiser, Sampler, Any]:
+    """The bare model on its device, the model and sampler that the knobs make of it, and the knobs.
+
+    A knob that was given but cannot act on this model with this solver is named in a note.
+    """
+    bare, built, sampler, knobs = build(model, device, given)
+    for name, reason in knobs.inapplicable(bare).items():
+        if name in given:
+            note(f"{name.replace('_', '-')} has no effect. {reason}")
+    return bare, built, sampler, knobs
+
+
+def build(model: str, device: str, values: dict) -> tuple[Denoiser, Denoiser, Sampler, Any]:
+    """`prepare` without the notes."""
+    from explorer.knobs import SamplerKnobs
+    from explorer.models.bundled import load
+
+    bare = load(model).to(device_named(device))
+    knobs = SamplerKnobs.for_model(bare, **values)
+    return bare, *knobs.build(bare), knobs
+
+
+def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any) -> dict:
+    """What a JSON document says about how its numbers or files were made."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    from explorer import __version__
+
+    versions = {"explorer": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "model": model,
+        "knobs": knobs.to_dict(),
+        "sampler": sampler.to_dict(),
+        "seeds": [knobs.seed, knobs.seed + n],
+        "device": str(device),
+        "versions": {**versions, "python": platform.python_version()},
+    }
+
+
+def eval_(
+    model: Model,
+    n: Count = 2000,
+    metric: Annotated[
+        str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with, a name or a file. Default: what the model was made from.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
+    ] = None,
+    batch: Batch = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+    *,
+    given: dict,
+) -> None:
+    """Measure a sampler: a metric of n samples, with its standard error.
+
+    Examples:
+      explorer eval digits --sampler heun --steps 18 --n 2000
+      explorer eval digits --steps 5 --guidance 2 --json
+    """
+    from explorer.live import metric_for, quality
+    from explorer.models.bundled import card
+
+    bare, built, sampler, knobs = prepare(model, device, given)
+    measure = metric_for(bare, metric, data=data or card(model).get("data"), features=features)
+    live = None
+    with progress(f"{model}, {sampler.nfe(built)} NFE") as show:
+        runs = quality(built, sampler, measure, n, batch, knobs.seed, label=knobs.label, geometry=False, between=show)
+        for live in runs:
+            show(live.n_done / n, str(live.estimate))
+    estimate = live.estimate
+    if not as_json:
+        raw = "" if estimate.raw is None else f", uncorrected {estimate.raw:.4g}"
+        typer.echo(f"{estimate}{raw}, {live.nfe} NFE, {live.seconds:.1f} s")
+        return
+    settings = settings_of(model, knobs, sampler, n, device_named(device))
+    found = {"metric": estimate.name, "raw": None, **estimate.to_dict(), "nfe": live.nfe, "seconds": live.seconds}
+    found.pop("name", None)
+    emit({**found, **settings})
+
+
+def sample(
+    model: Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A .png picture, or .npz or .safetensors with the numbers. Default: MODEL.png."
+        ),
+    ] = None,
+    n: Count = 64,
+    batch: Batch = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+    *,
+    given: dict,
+) -> None:
+    """Draw samples and write them to a file.
+
+    Examples:
+      explorer sample digits --n 64 --out grid.png
+      explorer sample digits --steps 4 --class 7 --n 1000 --out sevens.npz
+    """
+    from explorer.sampling.samplers import labels_for
+    from explorer.sampling.samplers import sample as draw
+
+    out = out or Path(f"{Path(model).stem}.png")
+    writer = WRITERS.get(out.suffix)
+    if writer is None:
+        raise BadValue(f"{out.name} must end in one of {', '.join(WRITERS)}.")
+    job = Drawing.of(model, n, batch, device, given)
+    with progress(f"{n} samples, {job.nfe} NFE") as show:
+        watch = counted(show, job.n_steps)
+        x = draw(job.model, job.sampler, job.seeds, job.labels, batch=batch, observe=watch).cpu()
+    arrays = {"x": x.numpy(), "seed": list(job.seeds.ids)}
+    classes = labels_for(job.model, job.seeds, job.labels)
+    if classes is not None:
+        arrays["label"] = classes.tolist()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer(out, arrays)
+    job.report(out, as_json, f"{n} samples of {model}", shape=list(x.shape[1:]))
+
+
+def record(
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .nc file (netCDF) or a .zarr folder. Default: MODEL.nc.")
+    ] = None,
+    n: Count = 64,
+    keep: Annotated[str, typer.Option(help="What to store besides the states: slope, x0_hat, error.")] = "slope",
+    limit: Annotated[float, typer.Option(help="Refuse a recording above this many GiB.")] = 2.0,
+    batch: Batch = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+    *,
+    given: dict,
+) -> None:
+    """Record trajectories: every state of every sample, as a labelled dataset.
+
+    Examples:
+      explorer record digits --n 64 --out trajectories.nc
+      explorer record oracle-8gaussians --steps 30 --keep slope,x0_hat --out paths.zarr
+    """
+    from explorer.trajectory import storage
+    from explorer.trajectory.record import GIB
+    from explorer.trajectory.record import record as run
+
+    out = out or Path(f"{Path(model).stem}.nc")
+    if out.suffix not in storage.NETCDF + storage.ZARR:
+        raise BadValue(f"{out.name} must end in {storage.NETCDF[0]} or {storage.ZARR[0]}.")
+    job = Drawing.of(model, n, batch, device, given)
+    variables = ("x", *(word.strip() for word in keep.split(",") if word.strip()))
+    with progress(f"recording {n} samples") as show:
+        watch, ceiling = counted(show, job.n_steps), int(limit * GIB)
+        options = dict(keep=variables, batch=batch, limit=ceiling, observe=watch)
+        ds = run(job.model, job.sampler, job.seeds, job.labels, **options)
+    storage.save(ds, out)
+    size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
+    sizes = {str(k): int(v) for k, v in ds.sizes.items()}
+    shape = " x ".join(f"{k} {v}" for k, v in sizes.items())
+    job.report(out, as_json, f"{shape}, {size / 2**20:.1f} MiB", sizes=sizes, bytes=size)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `sample` and `record` have in common: who draws which seeds, and what is said about it afterwards."""
+
+    name: str
+    model: Denoiser
+    sampler: Sampler
+    knobs: Any
+    seeds: Any
+    n_steps: int  # of all batches together
+    device: str
+    began: float
+
+    @classmethod
+    def of(cls, name: str, n: int, batch: int, device: str, given: dict) -> Drawing:
+        from explorer.sampling.seeds import Seeds
+
+        _, model, sampler, knobs = prepare(name, device, given)
+        seeds = Seeds(range(knobs.seed, knobs.seed + n))
+        n_steps = sampler.grid.n_steps * -(-n // batch)
+        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter())
+
+    @property
+    def labels(self):
+        return self.knobs.labels
+
+    @property
+    def nfe(self) -> int:
+        return self.sampler.nfe(self.model)
+
+    def report(self, file: Path, as_json: bool, words: str, **facts) -> None:
+        seconds, n = time.perf_counter() - self.began, len(self.seeds)
+        if not as_json:
+            typer.echo(f"{file}: {words}, {self.nfe} NFE, {seconds:.1f} s")
+            return
+        settings = settings_of(self.name, self.knobs, self.sampler, n, device_named(self.device))
+        emit({"file": str(file), "n": n, "nfe": self.nfe, "seconds": seconds, **facts, **settings})
+
+
+def compare(
+    a: Annotated[
+        Path, typer.Argument(metavar="A.json", help="A state exported by the dashboard, or what eval --json prints.")
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="The other one.")],
+    n: Count = 2000,
+    seed: Annotated[int | None, typer.Option(min=0, help="First seed, of both. Default: that of A.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with, a name or a file. Default: what model A was made from.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
+    ] = None,
+    batch: Batch = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare two settings on the same noise: both numbers, their paired difference and one sentence.
+
+    Examples:
+      explorer eval digits --steps 9 --json > A.json
+      explorer eval digits --sampler dpmpp-2m --steps 17 --json > B.json
+      explorer compare A.json B.json --n 2000
+    """
+    from explorer.live import metric_for
+    from explorer.models.bundled import card
+    from explorer.paired import Side
+    from explorer.paired import compare as run
+
+    sides, settings = [], []
+    for file in (a, b):
+        model, values = setting_in(file)
+        bare, built, sampler, knobs = build(model, device, values)
+        sides.append((bare, Side(built, sampler, knobs.label, f"{file.stem} ({knobs.describe(bare)})")))
+        settings.append((model, knobs, sampler))
+    if seed is None:
+        seed = settings[0][1].seed
+        if settings[1][1].seed != seed:
+            note(f"both start at seed {seed}, that of {a.name}: samples are compared one by one.")
+    measure = metric_for(sides[0][0], metric, data=data or card(settings[0][0]).get("data"), features=features)
+    found = None
+    with progress("comparing") as show:
+        for found in run(sides[0][1], sides[1][1], measure, n, batch, seed, between=show):
+            show(found.n_done / n, found.verdict)
+    if not as_json:
+        for file, (_, side), estimate in zip((a, b), sides, (found.a, found.b), strict=True):
+            typer.echo(f"{file.stem}: {estimate}, {side.nfe} NFE")
+        typer.echo(f"{found.distance}")
+        typer.echo(found.verdict)
+        return
+    where, out = device_named(device), {}
+    for key, (_, side), (model, knobs, sampler), estimate in zip(
+        "ab", sides, settings, (found.a, found.b), strict=True
+    ):
+        about = settings_of(model, knobs, sampler, n, where) | {"seeds": [seed, seed + n]}
+        out[key] = {**estimate.to_dict(), "nfe": side.nfe, **about}
+    parts = {"difference": found.difference.to_dict(), "distance": found.distance.to_dict(), "verdict": found.verdict}
+    emit({"metric": found.a.name, "n": n, **out, **parts, "seconds": sum(found.seconds)})
+
+
+def setting_in(file: Path) -> tuple[str, dict]:
+    """Name of the model and knobs in a JSON file with "model" and "knobs".
+
+    Raises:
+        BadFile: the file cannot be read, is not JSON, or says neither.
+    """
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadFile(f"{file} cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise BadFile(f"{file} is not JSON: {error}.") from None
+    if (
+        not isinstance(about, dict)
+        or not isinstance(about.get("model"), str)
+        or not isinstance(about.get("knobs"), dict)
+    ):
+        raise BadFile(
+            f'{file} must hold "model" and "knobs": save the state in the dashboard, or the output of explorer eval --json.'
+        )
+    return about["model"], about["knobs"]
+
+
+def write_png(file: Path, arrays: dict) -> None:
+    """Images in rows, every pixel an equal square; points of the plane, or the first two coordinates of others, as marks."""
+    from explorer.viz import OKABE_ITO, grid, png
+    from explorer.viz.canvas import canvas
+
+    x = arrays["x"]
+    if x.ndim == 4:
+        columns = -(-(len(x) ** 0.5) // 1)
+        file.write_bytes(png(grid(x, int(columns), scale=max(1, int(480 // (columns * x.shape[3]))))))
+        return
+    board = canvas("matplotlib", size=(520, 560))
+    colors = [OKABE_ITO[label % len(OKABE_ITO)] for label in arrays.get("label", [0] * len(x))]
+    board.panel().points(x[:, 0], x[:, 1], colors, size=3.0)
+    board.panel().axes("x", "y", equal=True)
+    board.finish(f"n = {len(x)}").savefig(file, dpi=120, format="png")
+
+
+def write_npz(file: Path, arrays: dict) -> None:
+    import numpy as np
+
+    np.savez(file, **arrays)
+
+
+def write_safetensors(file: Path, arrays: dict) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, file)
+
+
+WRITERS = {".png": write_png, ".npz": write_npz, ".safetensors": write_safetensors}
