@@ -111,7 +111,7 @@ def affine(a: Time, x: Tensor, b: Time, y: Tensor) -> Tensor:
         return torch.add(x * a, y, alpha=b)
     if a == 0.0:
         return y if b == 1.0 else y * b
-    return torch.add(x if a == 1.0 else x * scalar(a), y, alpha=b)
+    return torch.add(x if a == 1.0 else x * scalar(a, x.dtype), y, alpha=b)
 
 
 # On small batches the solver's own time is the fixed cost of each tensor operation; these two halve it.
@@ -127,10 +127,13 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(maxsize=65536)
-def scalar(value: float) -> Tensor:
-    """The number as a tensor (), for products: a Python number would be wrapped into one on every call."""
+def scalar(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The number as a tensor (), for products with tensors of that dtype.
+
+    A Python number would be wrapped into one on every call, and one of another dtype would be converted.
+    """
     with torch.inference_mode(False):  # it may be used again where gradients are wanted
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=dtype)
 
 
 class Preconditioned(Denoiser):
@@ -179,7 +182,7 @@ class Preconditioned(Denoiser):
             a, b = a + b * c_skip, b * c_out
             x, noise = (like(c_in, x_t) * x_t).to(dtype), c_noise.to(dtype).reshape(-1)
         else:
-            key = (kind, t, x_t.device, dtype)
+            key = (kind, t, x_t.device, x_t.dtype, dtype)
             a, b, c_in, noise = self._at.get(key) or self._number(*key)
             x = cast(x_t if c_in is None else x_t * c_in, dtype)
         self._calls[0] += 1
@@ -190,11 +193,12 @@ class Preconditioned(Denoiser):
             return raw if b == 1.0 else raw * b
         return affine(a, x_t, b, raw)
 
-    def _number(self, kind: Kind, t: float, device, dtype) -> tuple[Tensor | None, float, Tensor | None, Tensor]:
+    def _number(self, *key) -> tuple[Tensor | None, float, Tensor | None, Tensor]:
         """(a, b, c_in, noise) with result = a x + b F(c_in x, noise): preconditioning and conversion composed, cached per time.
 
-        None stands for a = 0 and for c_in = 1.
+        The key: kind, t, device, dtype of the state, dtype of the network. None stands for a = 0 and for c_in = 1.
         """
+        kind, t, device, state, dtype = key
         if len(self._at) > 4096:
             self._at.clear()
         c_skip, c_out, c_in, c_noise = self.precondition.at(t, self.path)
@@ -202,9 +206,8 @@ class Preconditioned(Denoiser):
         with torch.inference_mode(False):
             noise = torch.tensor([c_noise], device=device, dtype=dtype)
         a, b = a + b * c_skip, b * c_out
-        found = (scalar(a) if a else None, b, scalar(c_in) if c_in != 1.0 else None, noise)
-        self._at[kind, t, device, dtype] = found
-        return found
+        self._at[key] = (scalar(a, state) if a else None, b, scalar(c_in, state) if c_in != 1.0 else None, noise)
+        return self._at[key]
 
 
 class Oracle(Denoiser):

@@ -24,6 +24,7 @@ class Seeds:
         if any(not 0 <= i < 2**63 for i in self.ids):
             raise BadValue("seeds must be integers from 0 to 2**63 - 1")
         self._generators: list[torch.Generator] | None = None
+        self._drawn: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,10 +44,23 @@ class Seeds:
         """Standard normal numbers (n, *shape): the next ones of each sample's stream."""
         if self._generators is None:
             self._generators = [torch.Generator().manual_seed(i) for i in self.ids]
+        self._drawn.append(tuple(shape))
         out = torch.empty(len(self), *shape, dtype=torch.float64)
         for row, generator in zip(out, self._generators, strict=True):
             row.normal_(generator=generator)
         return out.to(device=device, dtype=dtype)
+
+    @property
+    def n_draws(self) -> int:
+        """How often `normal` was called."""
+        return len(self._drawn)
+
+    def rewound(self, n_draws: int) -> Seeds:
+        """The same seeds as they were after that many draws."""
+        out = self.fresh()
+        for shape in self._drawn[:n_draws]:
+            out.normal(shape)
+        return out
 
     def labels(self, n_classes: int, device=None) -> Tensor:
         """Class seed mod n_classes of each sample, (n,) int64: balanced over consecutive seeds."""

@@ -45,10 +45,12 @@ class Solver(ABC):
     Attributes:
         order: global order of accuracy in the step size, measured by a test.
         nfe_formula: network evaluations for N steps ending at data, for a human.
+        stochastic: whether its steps add noise; where that is a setting, a property.
     """
 
     order: ClassVar[int]
     nfe_formula: ClassVar[str]
+    stochastic: ClassVar[bool] = False
 
     def init(self, model: Denoiser, x: Tensor, times: Sequence[float]) -> Any:
         """State before the first step; `times` is the whole grid."""
@@ -97,44 +99,49 @@ def solve(
 
     Gradients flow when the caller has them enabled; wrap in `torch.inference_mode()` for plain sampling.
     Raises:
-        NonFinite: NaN or infinity appeared; names the first such step and the samples, and keeps the final state.
+        NonFinite: NaN or infinity appeared; names the first such step and the samples, and keeps the last state.
     """
-    state, unseen = solver.init(model, x, times), []
-    n_steps = len(times) - 1
-    room = UNSEEN_BYTES // max(x.nbytes, 1) or 1
+    state, n_steps = solver.init(model, x, times), len(times) - 1
+    good = (0, x, state, rng.n_draws if rng is not None else 0)
     for i, (t, t_next) in enumerate(pairwise(times)):
         step = solver.step(model, x, t, t_next, state, cond=cond, rng=rng)
         if observe is not None:
             observe(i, t, t_next, x, step)
         x, state = step.x, step.state
-        unseen.append(x)
-        if len(unseen) == room or i == n_steps - 1:
-            _check_finite(unseen, i, times, solver)
-            unseen = []
+        if i % CHECK_EVERY == CHECK_EVERY - 1 or i == n_steps - 1:
+            if not _finite(x):
+                raise _explained(model, solver, x, times, good, cond, rng)
+            good = (i + 1, x, state, rng.n_draws if rng is not None else 0)
     return x
 
 
-UNSEEN_BYTES = 2**24
-"""States that may wait for their check: what is not finite stays so, and one check of the last state serves them all."""
+CHECK_EVERY = 8
+"""Steps between two looks: what is not finite stays so, and the steps since the last look are taken again to name the first."""
 
 
-def _check_finite(states: Sequence[Tensor], last: int, times: Sequence[float], solver: Solver) -> None:
-    """Raises NonFinite where the last of the states, that of step `last`, is not finite; names the first step that was not."""
-    x = states[-1]
-    if math.isfinite(x.sum().item()):
-        return
+def _finite(x: Tensor) -> bool:
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())  # a sum may overflow where no sample does
+
+
+@torch.no_grad()
+def _explained(model, solver: Solver, x: Tensor, times: Sequence[float], good: tuple, cond: Cond, rng: Seeds | None):
+    """The error that names the first step after the last good one whose state is not finite."""
+    i, y, state, n_draws = good
+    rng, last = None if rng is None else rng.rewound(n_draws), len(times) - 2
+    while i < last:
+        step = solver.step(model, y, times[i], times[i + 1], state, cond=cond, rng=rng)
+        if not _finite(step.x):
+            break
+        i, y, state = i + 1, step.x, step.state
     bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero()[:, 0].tolist()
-    if not bad:  # the sum overflowed, not the samples
-        return
-    first = last + 1 - len(states) + next(i for i, s in enumerate(states) if not torch.isfinite(s).all())
     shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-    raise NonFinite(
-        f"NaN or infinity at step {first + 1} of {len(times) - 1} (from t = {times[first]:.4g} to {times[first + 1]:.4g}, "
+    return NonFinite(
+        f"NaN or infinity at step {i + 1} of {len(times) - 1} (from t = {times[i]:.4g} to {times[i + 1]:.4g}, "
         f"{type(solver).__name__}) in {len(bad)} of {len(x)} samples (positions {shown}); "
         "try a smaller sigma_max, a larger sigma_min, or guidance and skip scales nearer 1",
-        step=first,
+        step=i,
         samples=bad,
-        t=times[first],
+        t=times[i],
         kept=x,
     )
 
