@@ -82,6 +82,7 @@ def trajectory(
     sampler: str = "",
     model: str = "",
     total_nfe: int | None = None,
+    turning: bool = False,
 ) -> xr.Dataset:
     """A trajectory dataset from arrays (no copies are made).
 
@@ -91,6 +92,7 @@ def trajectory(
         seeds, labels: S integers each; by default 0, 1, ... and -1.
         nfe: evaluations spent by the end of each step; by default unknown (-1).
         sampler: JSON of the sampler; model: name; total_nfe: evaluations per sample of a whole run.
+        turning: allow times that go up again, as those of a sampler with restarts; see `pieces`.
     Raises:
         UnknownName, BadValue: a variable outside the schema, shapes that do not fit each other, or times that turn
             back.
@@ -106,7 +108,8 @@ def trajectory(
     times = np.asarray(t, dtype=np.float64)
     if times.shape != (n_times,):
         raise BadValue(f"x has {n_times} time points, so t must have as many, got shape {times.shape}.")
-    geometry.time_weights(torch.from_numpy(times))
+    if not turning:
+        geometry.time_weights(torch.from_numpy(times))
     for name in arrays.keys() & set(ON_STEP):
         if arrays[name].shape != (n, n_times - 1, *shape):
             raise BadValue(f"{name} must be {(n, n_times - 1, *shape)} to fit x, got {arrays[name].shape}.")
@@ -194,6 +197,18 @@ def along(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Numbers by time or step, shaped to broadcast against (S, T, ...)."""
     values = values if isinstance(values, Tensor) else torch.tensor(list(values), dtype=torch.float64)
     return values.reshape(-1, *(1,) * (like.ndim - 2))
+
+
+def pieces(ds: xr.Dataset) -> list[xr.Dataset]:
+    """The parts of a run along which time falls, in order: the run itself where it never turns.
+
+    A restart's jump back to noise lies inside the first step of its repeat, which belongs to no part.
+    """
+    falls = np.diff(ds.t.values) < 0
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], falls, [False])).astype(int)))
+    return [
+        ds.isel(time=slice(a, b + 1), step=slice(a, b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a
+    ]
 
 
 def denoised(ds: xr.Dataset) -> Tensor:
