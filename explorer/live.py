@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import xarray as xr
@@ -20,12 +21,17 @@ from explorer.metrics import Estimate, ExactW2, FeatureSpace, Frechet, Metric, R
 from explorer.metrics.features import points_space
 from explorer.models import bundled
 from explorer.models.base import Denoiser
+from explorer.process import Linear, Path
 from explorer.sampling import Sampler, Seeds, device_of, labels_for
-from explorer.trajectory.running import RunningGeometry
+from explorer.sampling.solve import Step
+from explorer.trajectory.running import Moments, RunningGeometry
 
 N_FIRST = 64
 N_SHOWN = 64
 N_REAL = 4096  # real points kept by the metrics that compare with each of them
+N_CURVES = 512  # samples of the curves that need the states of a whole batch
+GAP_ATTRS = {"long_name": "squared gap to the chord, on the linear path", "units": "data unit^2"}
+ERROR_ATTRS = {"long_name": "step error (embedded estimate)", "units": "data unit"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Live:
         difference: this setting minus the baseline on the same seeds; None where the baseline has no equal n.
         metric: the metric itself as it stands, for a later paired `difference`.
         seconds: spent in sampling and measuring, time between two `next` calls not counted.
+        curves: the accumulators behind `geometry` as they stand, for `quality(..., after=)`.
     """
 
     estimate: Estimate
@@ -54,6 +61,7 @@ class Live:
     difference: Estimate | None
     metric: Metric = field(repr=False)
     seconds: float
+    curves: StepCurves | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
@@ -74,13 +82,15 @@ def quality(
     label: int | None = None,
     geometry: bool = True,
     baseline: Baseline | None = None,
+    after: Live | None = None,
     cancel: threading.Event | None = None,
     between: Callable[[float], None] | None = None,
 ) -> Iterator[Live]:
     """Draws samples of seeds start_seed ... start_seed + n - 1 and yields a `Live` after each batch.
 
     The first batch is split at 64 samples, so that there are pictures at once; then n = 256, 512, 768, ... The result does
-    not depend on how often the generator is resumed, and repeated runs agree to the last bit on one machine.
+    not depend on how often the generator is resumed, and repeated runs agree to the last bit on one machine. So does a run
+    that goes on from a state at one of these n; from another n it agrees to rounding, as batches are then cut elsewhere.
 
     Args:
         model, sampler: as `SamplerKnobs.build` returns them, or any others.
@@ -89,23 +99,33 @@ def quality(
         batch: samples per pass through the network.
         start_seed: first seed.
         label: one class for all, -1 for no class; None draws every class in turn where the model has classes.
-        geometry: also accumulate the geometry of the paths (no states are stored).
+        geometry: also accumulate the geometry of the paths (no states are stored); see `StepCurves`.
         baseline: a metric that has seen the same seeds, or several by their n, as collected from `Live.metric`.
+        after: a state of the same measurement to go on from, with the same model, sampler, seeds and label; its samples
+            are kept and not drawn again.
         cancel: checked between solver steps; once set, the generator ends without a further yield.
         between: called between solver steps with the fraction of all steps done; it may raise to stop the run.
     Raises:
         NonFinite: NaN or infinity; names the step and the seed. Everything yielded before stands.
+        BadValue: `after` is of another sampler, or has more than n samples, or no geometry where it is asked for.
     """
     if n < 1 or batch < 1:
         raise BadValue(f"n = {n} and batch = {batch}: both must be at least 1.")
     metric, device = metric.empty(), device_of(model)
     shape, nfe, n_steps = tuple(model.shape), sampler.nfe(model), sampler.grid.n_steps
-    running = RunningGeometry(sampler.path_on(model), n_steps=n_steps) if geometry else None
+    running = StepCurves(sampler.path_on(model), n_steps) if geometry else None
     labels = "balanced" if label is None else None if label == -1 else label
     shown: list[Tensor] = []
     shown_labels: list[Tensor] = []
     seconds, done = 0.0, 0
-    for size in _sizes(n, batch):
+    if after is not None:
+        _check_after(after, nfe, n, geometry)
+        metric.merge(after.metric)
+        shown, shown_labels = [after.x], [] if after.labels is None else [after.labels]
+        seconds, done = after.seconds, after.n_done
+        if running is not None:
+            running.merge(after.curves)
+    for size in _sizes(n, batch, done):
         began = time.perf_counter()
         seeds = Seeds(range(start_seed + done, start_seed + done + size))
         watch = _Watch(lambda f, done=done, size=size: (done + f * size) / n, n_steps, running, cancel, between)
@@ -133,6 +153,7 @@ def quality(
             x=torch.cat(shown),
             labels=torch.cat(shown_labels) if shown_labels else None,
             geometry=running.result() if running is not None else None,
+            curves=running.copy() if running is not None else None,
             difference=_difference(frozen, baseline),
             metric=frozen,
             seconds=seconds + time.perf_counter() - began,
@@ -141,11 +162,82 @@ def quality(
         yield live
 
 
-def _sizes(n: int, batch: int) -> list[int]:
-    first = [min(N_FIRST, n, batch)]
-    first += [min(batch, n) - first[0]] if min(batch, n) > first[0] else []
-    left = n - sum(first)
-    return first + [batch] * (left // batch) + ([left % batch] if left % batch else [])
+def _sizes(n: int, batch: int, done: int = 0) -> list[int]:
+    """Batches from sample `done` on: cut at 64, at whole batches, and at n."""
+    ends = sorted({min(N_FIRST, batch, n), *range(batch, n, batch), n})
+    return [end - start for start, end in pairwise([done, *(end for end in ends if end > done)])]
+
+
+def _check_after(after: Live, nfe: int, n: int, geometry: bool) -> None:
+    if after.nfe != nfe:
+        raise BadValue(f"a run of {after.nfe} NFE cannot go on as one of {nfe}: `after` belongs to another sampler.")
+    if after.n_done > n:
+        raise BadValue(f"`after` has {after.n_done} samples already, and n = {n} were asked for.")
+    if geometry and after.curves is None:
+        raise BadValue("`after` was measured without geometry: pass geometry=False, or start anew.")
+
+
+class StepCurves:
+    """Observer that accumulates what has a place on the noise axis: the geometry of the paths, their straightness, the steps' errors.
+
+    `result` is `RunningGeometry.result` on the sampler's own path, with two more curves by step:
+    - `velocity_gap`: |u - mean u|^2 of the step's velocity on the linear path, whose mean over time is the straightness S of
+      Liu 2022, arXiv 2209.14577 (`straightness_linear`);
+    - `step_error`: norm of the solver's embedded error estimate, which costs no network call. It is the error of the lower order
+      of the pair, so an upper bound in practice. NaN at steps without one; where no step has one the curve is absent and the
+      attribute `step_error` says so.
+    Both come from the first N_CURVES samples; attribute `n_curves` counts them.
+    """
+
+    def __init__(self, path: Path, n_steps: int):
+        self.n_steps = n_steps
+        self._path, self._batch = path, []
+        self._own = RunningGeometry(path, n_steps=n_steps)
+        self._line = RunningGeometry(path, onto=Linear(), n_steps=n_steps, gaps=True)
+        self._errors = Moments()
+        self._curves = True
+
+    def __call__(self, i: int, t: float, t_next: float, x: Tensor, step: Step) -> None:
+        self._own(i, t, t_next, x, step)
+        if i == 0:
+            self._curves, self._batch = self._line.n < N_CURVES, []
+        if self._curves:
+            self._line(i, t, t_next, x, step)
+            error = step.error
+            self._batch.append(
+                torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+                if error is None
+                else error.detach().flatten(1).double().norm(dim=1)
+            )
+            if i == self.n_steps - 1:
+                self._errors.update(torch.stack(self._batch, dim=1))
+
+    def merge(self, other: StepCurves) -> None:
+        """Adds the samples of another accumulator that watched the same grid."""
+        self._own.merge(other._own)
+        self._line.merge(other._line)
+        self._errors.merge(other._errors)
+
+    def copy(self) -> StepCurves:
+        """The complete samples so far."""
+        new = StepCurves(self._path, self.n_steps)
+        new.merge(self)
+        return new
+
+    def result(self) -> xr.Dataset:
+        """Means and standard errors so far; see the class."""
+        out, line = self._own.result(), self._line.result()
+        for end in ("", "_se"):
+            out[f"velocity_gap{end}"] = ("step", line[f"velocity_gap{end}"].values, GAP_ATTRS)
+            out[f"straightness_linear{end}"] = line[f"straightness{end}"]
+        mean = self._errors.mean
+        if mean is None or not bool(mean.isfinite().any()):
+            out.attrs["step_error"] = "this solver has no embedded estimate of its error"
+        else:
+            for end, values in (("", mean), ("_se", self._errors.std_error())):
+                out[f"step_error{end}"] = ("step", values.cpu().numpy(), ERROR_ATTRS)
+        out.attrs["n_curves"] = self._errors.n
+        return out
 
 
 class _Stopped(Exception):

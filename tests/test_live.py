@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import xarray as xr
 
 from explorer.errors import BadValue, NonFinite, UnknownName
 from explorer.live import METRICS, data_of, metric_for, quality
@@ -14,8 +15,9 @@ from explorer.metrics import Frechet, Reference, SlicedW2
 from explorer.metrics.features import points_space
 from explorer.models import Oracle, as_denoiser
 from explorer.models.bundled import load
-from explorer.process import EDM, GaussianMixture
+from explorer.process import EDM, GaussianMixture, Linear
 from explorer.sampling import DDIM, EDMStochastic, Heun, OdeSampler, Seeds, TimeGrid, sample
+from explorer.trajectory.running import RunningGeometry
 
 SAMPLER = OdeSampler(Heun(), TimeGrid.karras(4, 0.01, 20.0))
 POINTS = points_space(2)
@@ -206,3 +208,83 @@ def test_first_number_of_a_conditional_model_is_honest():
     lives = {live.n_done: live.estimate for live in quality(model, coarse, metric, n=768)}
     early, late = lives[256], lives[768]
     assert abs(early.value - late.value) < 5 * math.hypot(early.std_error, late.std_error), f"{early} then {late}"
+
+
+@pytest.mark.parametrize(("start", "batches"), [(64, 3), (256, 2), (512, 1)])
+def test_going_on_from_a_smaller_n_is_the_same_run_to_the_last_bit(model, metric, start, batches):
+    noisy = OdeSampler(EDMStochastic(10.0, 0.0, 50.0, 1.0), TimeGrid.karras(4, 0.01, 20.0))
+    *_, fresh = quality(model, noisy, metric, n=700)
+    *_, begun = quality(model, noisy, metric, n=start)
+    model.reset_calls()
+    *_, more = quality(model, noisy, metric, n=700, after=begun)
+    assert more.estimate == fresh.estimate and more.n_done == 700 and more.done
+    assert torch.equal(more.x, fresh.x) and torch.equal(more.labels, fresh.labels)
+    xr.testing.assert_identical(more.geometry, fresh.geometry)
+    assert begun.estimate.n == start and begun.metric.n == start, "what was there is left alone"
+    assert more.seconds > begun.seconds
+    assert model.n_calls == 7 * batches, "what was there is not drawn again"
+
+
+def test_going_on_from_between_two_batches_agrees_to_rounding(model, metric):
+    *_, fresh = quality(model, SAMPLER, metric, n=600)
+    *_, begun = quality(model, SAMPLER, metric, n=300)
+    more = list(quality(model, SAMPLER, metric, n=600, after=begun))
+    assert [live.n_done for live in more] == [512, 600], "and meets the batches of a fresh run again"
+    # float64 sums in another order
+    assert more[-1].estimate.value == pytest.approx(fresh.estimate.value, rel=1e-9)
+    xr.testing.assert_allclose(more[-1].geometry, fresh.geometry, rtol=1e-9)
+
+
+def test_only_the_same_measurement_goes_on(model, metric):
+    *_, begun = quality(model, SAMPLER, metric, n=64)
+    longer = OdeSampler(Heun(), TimeGrid.karras(5, 0.01, 20.0))
+    with pytest.raises(BadValue, match="belongs to another sampler"):
+        next(quality(model, longer, metric, n=128, after=begun))
+    with pytest.raises(BadValue, match="64 samples already"):
+        next(quality(model, SAMPLER, metric, n=32, after=begun))
+    *_, bare = quality(model, SAMPLER, metric, n=64, geometry=False)
+    with pytest.raises(BadValue, match="without geometry"):
+        next(quality(model, SAMPLER, metric, n=128, after=bare))
+    assert list(quality(model, SAMPLER, metric, n=64, after=begun)) == [], "nothing is left to do"
+
+
+def test_step_errors_are_the_gap_between_the_two_methods_of_the_pair(model, metric):
+    """Heun's embedded method is Euler's, so the estimate is the distance of their steps from the same state."""
+    gaps: list[list[torch.Tensor]] = [[] for _ in range(4)]
+
+    def see(i, t, t_next, x, step):
+        euler = x + (t_next - t) * model.velocity(x, t, labels)
+        gaps[i].append((step.x - euler).norm(dim=1))
+
+    seeds = Seeds(range(64))
+    labels = seeds.labels(3)
+    SAMPLER.sample(model, seeds.normal((2,)), labels, observe=see)
+    *_, live = quality(model, SAMPLER, metric, n=64)
+    expected = torch.stack([g[0] for g in gaps])[:3]
+    got = torch.from_numpy(live.geometry.step_error.values)
+    torch.testing.assert_close(got[:3], expected.mean(dim=1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(live.geometry.step_error_se.values)[:3], expected.std(dim=1) / 8, rtol=1e-9, atol=0
+    )
+    assert math.isnan(got[3]), "the last step is Euler's own"
+
+
+def test_a_solver_without_an_estimate_says_so(model, metric):
+    *_, live = quality(model, OdeSampler(DDIM(), TimeGrid.karras(4, 0.01, 20.0)), metric, n=64)
+    assert "step_error" not in live.geometry and "no embedded estimate" in live.geometry.attrs["step_error"]
+
+
+def test_straightness_by_step_is_measured_on_the_linear_path(model, metric):
+    lives = list(quality(model, SAMPLER, metric, n=1024))
+    line = RunningGeometry(EDM(), onto=Linear(), n_steps=4, gaps=True)
+    sample(model, SAMPLER, Seeds(range(512)), observe=line)
+    expected = line.result()
+    for name in ("velocity_gap", "velocity_gap_se"):
+        # the same sums over batches cut at 64 and 256
+        assert lives[-1].geometry[name].values == pytest.approx(expected[name].values, rel=1e-9)
+    assert float(lives[-1].geometry.straightness_linear) == pytest.approx(float(expected.straightness), rel=1e-9)
+    assert [live.geometry.attrs["n_curves"] for live in lives] == [64, 256, 512, 512, 512]
+    share = torch.tensor([t / (1 + t) for t in SAMPLER.grid.sigmas(EDM())], dtype=torch.float64)
+    weights = (share[:-1] - share[1:]) / (share[0] - share[-1])
+    mean = float((weights * torch.from_numpy(expected.velocity_gap.values)).sum())
+    assert mean == pytest.approx(float(expected.straightness), rel=1e-9), "its mean over time is S"
