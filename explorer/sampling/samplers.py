@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,41 +12,14 @@ from torch import Tensor
 
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Cond, Denoiser
-from explorer.process.paths import PATHS, Path
+from explorer.process.paths import Path
+from explorer.sampling.base import Sampler, built, built_path, check_noise, described, described_path
 from explorer.sampling.grids import TimeGrid
+from explorer.sampling.restart import RestartSampler
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Observer, Solver, solve
 from explorer.sampling.solvers import SOLVERS
-
-
-class Sampler(ABC):
-    """Noise to samples. Finals are frozen dataclasses; `from_json(s.to_json()) == s`."""
-
-    @abstractmethod
-    def sample(
-        self,
-        model: Denoiser,
-        noise: Tensor,
-        cond: Cond = None,
-        *,
-        rng: Seeds | None = None,
-        observe: Observer | None = None,
-    ) -> Tensor:
-        """Samples (B, *shape) from standard normal noise (B, *shape), in the noise's dtype."""
-
-    @abstractmethod
-    def nfe(self, model: Denoiser) -> int:
-        """Network evaluations per sample, guidance included; a test counts them."""
-
-    @abstractmethod
-    def path_on(self, model: Denoiser) -> Path:
-        """The path this sampler's states live on."""
-
-    @abstractmethod
-    def to_dict(self) -> dict: ...
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+from explorer.sampling.solvers.adaptive import AdaptiveSampler
 
 
 @dataclass(frozen=True)
@@ -69,10 +40,7 @@ class OdeSampler(Sampler):
         return self.path or model.path
 
     def sample(self, model, noise, cond=None, *, rng=None, observe=None):
-        if noise.shape[1:] != tuple(model.shape):
-            raise BadValue(
-                f"{model.name or 'the model'} needs noise of shape (batch, {', '.join(map(str, model.shape))}), got {tuple(noise.shape)}"
-            )
+        check_noise(model, noise)
         model = model.on(self.path_on(model))
         times = self.grid.on(model.path)
         start = model.path.at(times[0])[1] * noise  # x_t with the data term left out: exact only as sigma -> infinity
@@ -82,15 +50,24 @@ class OdeSampler(Sampler):
         model = model.on(self.path_on(model))
         return sum(model.calls_at(t) for t in self.solver.eval_times(self.grid.on(model.path), model.path))
 
+    def n_steps(self, model):
+        return self.grid.n_steps
+
     def to_dict(self):
         return {
             "sampler": "ode",
-            "solver": {"name": _name_of(self.solver, SOLVERS), **dataclasses.asdict(self.solver)},
+            "solver": described(self.solver, SOLVERS),
             "grid": self.grid.to_dict(),
-            "path": None
-            if self.path is None
-            else {"name": _name_of(self.path, PATHS), **dataclasses.asdict(self.path)},
+            "path": described_path(self.path),
         }
+
+    @classmethod
+    def from_dict(cls, data):
+        solver = built("solver", data["solver"], SOLVERS)
+        return cls(solver, TimeGrid.from_dict(data["grid"]), built_path(data.get("path")))
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"ode": OdeSampler, "restart": RestartSampler, "adaptive": AdaptiveSampler}
 
 
 def sampler_from_dict(data: dict) -> Sampler:
@@ -100,19 +77,17 @@ def sampler_from_dict(data: dict) -> Sampler:
         UnknownName: a sampler, solver or path of that name does not exist.
         BadValue: a field is missing or does not belong.
     """
-    if data.get("sampler") != "ode":
-        raise UnknownName("sampler", data.get("sampler"), ("ode",))
+    if not isinstance(data, dict):
+        raise BadValue(f"this does not describe a sampler: expected an object with fields, got {type(data).__name__}")
+    if data.get("sampler") not in SAMPLERS:
+        raise UnknownName("sampler", data.get("sampler"), SAMPLERS)
     try:
-        path = data.get("path")
-        return OdeSampler(
-            _build("solver", data["solver"], SOLVERS),
-            TimeGrid.from_dict(data["grid"]),
-            None if path is None else _build("path", path, PATHS),
-        )
-    except (KeyError, TypeError) as error:
+        return SAMPLERS[data["sampler"]].from_dict(data)
+    except (KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UnknownName):
             raise
-        raise BadValue(f"this does not describe a sampler: {error}") from error
+        what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise BadValue(f"this does not describe a sampler: {what}") from error
 
 
 def sampler_from_json(text: str) -> Sampler:
@@ -121,21 +96,6 @@ def sampler_from_json(text: str) -> Sampler:
         return sampler_from_dict(json.loads(text))
     except json.JSONDecodeError as error:
         raise BadValue(f"not JSON: {error}") from error
-
-
-def _name_of(value: object, table: dict[str, type]) -> str:
-    for name, cls in table.items():
-        if type(value) is cls:
-            return name
-    raise BadValue(f"{type(value).__name__} has no stored form; known: {', '.join(table)}")
-
-
-def _build(kind: str, data: dict, table: dict[str, type]):
-    data = dict(data)
-    name = data.pop("name", None)
-    if name not in table:
-        raise UnknownName(kind, name, table)
-    return table[name](**data)
 
 
 Labels = Tensor | int | None | Literal["balanced"]
