@@ -1,7 +1,9 @@
 """Model and time grid to samples: seeds, grids, solvers, samplers."""
 
 from explorer.sampling.grids import GRIDS, TimeGrid, grid
+from explorer.sampling.restart import Restart, RestartSampler, repeated, restart_preset
 from explorer.sampling.samplers import (
+    SAMPLERS,
     OdeSampler,
     Sampler,
     device_of,
@@ -31,16 +33,20 @@ from explorer.sampling.solvers import (
     DPMSolver3,
     EDMStochastic,
     Euler,
+    EulerMaruyama,
     Heun,
     Heun3,
     IPNDMv,
     Midpoint,
+    PredictorCorrector,
     UniPC,
 )
+from explorer.sampling.solvers.adaptive import AdaptiveReport, AdaptiveSampler
 
 __all__ = [
-    "DDIM", "DEIS", "GRIDS", "IPNDM", "RK4", "SOLVERS", "AdamsBashforth", "Alpha2", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
-    "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Midpoint",
-    "Observer", "OdeSampler", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "denoised_of", "device_of", "grid", "labels_for",
-    "sample", "sampler_from_dict", "sampler_from_json", "slope_of", "solve",
+    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
+    "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS", "Heun", "Heun3",
+    "IPNDM", "IPNDMv", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart", "RestartSampler", "SAMPLERS",
+    "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "denoised_of", "device_of", "grid", "labels_for", "repeated",
+    "restart_preset", "sample", "sampler_from_dict", "sampler_from_json", "slope_of", "solve",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from explorer.sampling.solvers.exponential import DDIM, DPMpp1SDE, DPMpp2M, DPMp
 from explorer.sampling.solvers.multistep import DEIS, IPNDM, AdamsBashforth, IPNDMv
 from explorer.sampling.solvers.runge_kutta import RK4, Alpha2, Euler, Heun, Heun3, Midpoint
 from explorer.sampling.solvers.singlestep import DPMpp2S, DPMppSDE, DPMSolver2, DPMSolver3
-from explorer.sampling.solvers.stochastic import EDMStochastic
+from explorer.sampling.solvers.stochastic import EDMStochastic, EulerMaruyama, PredictorCorrector
 
 SOLVERS: dict[str, type[Solver]] = {
     "euler": Euler,
@@ -30,10 +30,12 @@ SOLVERS: dict[str, type[Solver]] = {
     "dpmpp-2m-sde": DPMpp2MSDE,
     "dpmpp-3m-sde": DPMpp3MSDE,
     "edm-stochastic": EDMStochastic,
+    "euler-maruyama": EulerMaruyama,
+    "predictor-corrector": PredictorCorrector,
 }
 
 __all__ = [
     "DDIM", "DEIS", "IPNDM", "RK4", "SOLVERS", "AdamsBashforth", "Alpha2", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
-    "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Midpoint",
-    "UniPC",
+    "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "Heun", "Heun3",
+    "IPNDMv", "Midpoint", "PredictorCorrector", "UniPC",
 ]  # fmt: skip
