@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 import webbrowser
@@ -46,14 +48,33 @@ def poster(doc) -> Callable[[Callable[[], None]], None]:
     return post
 
 
+class Ear:
+    """The thread of a page in a notebook: the one in which the browser's messages arrive, a subshell's where the kernel has them.
+
+    Whatever else touches the page runs there too. From another thread, patches would mix with those that answer the browser, and
+    Panel writes a patch as several messages.
+    """
+
+    def __init__(self):
+        self._loop = asyncio.get_event_loop()
+
+    def hear(self) -> None:
+        with contextlib.suppress(RuntimeError):  # called from outside of a loop, as a test does
+            self._loop = asyncio.get_running_loop()
+
+    def post(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is looking any more
+            self._loop.call_soon_threadsafe(call)
+
+
 def _opener(page: Page) -> Callable:
     def build():  # a plain function: Panel would print a functools.partial instead of calling it
         # Without this a page that reconnects to a new session would ask a public server for Panel's style sheets.
         pn.state.curdoc.template_variables["dist_url"] = LOCAL_DIST
-        session = Session(worker(), poster(pn.state.curdoc))
-        pn.state.on_session_destroyed(lambda context: session.close())
+        store = page.store(worker(), poster(pn.state.curdoc))
+        pn.state.on_session_destroyed(lambda context: store.close())
         rail = [{"title": p.title, "href": f"./{p.slug}", "icon": p.icon, "current": p is page} for p in PAGES]
-        return page.build(session, rail)
+        return page.build(store, rail)
 
     return build
 
@@ -120,10 +141,8 @@ def sampler_lab(model: str = "digits", knobs: SamplerKnobs | None = None):
         model: name of a bundled model.
         knobs: setting to open; None is the default of the model.
     """
-    import asyncio
-
-    loop = asyncio.get_event_loop()
-    session = Session(worker(), lambda call: loop.call_soon_threadsafe(call))
+    ear = Ear()
+    session = Session(worker(), ear.post, heard=ear.hear)
     session.model_name = model
     session.knobs = knobs or SamplerKnobs(**catalogue.defaults(model))
     return PAGES[0].build(session, embedded=True)

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from explorer.apps import catalogue
-from explorer.apps.session import N_CHOICES, Film, Plane, Result, Session, Setting
+from explorer.apps.results import Film, Plane, Result
+from explorer.apps.session import Session
+from explorer.apps.settings import N_CHOICES, Setting
 from explorer.knobs import GROUPS
 from explorer.metrics.base import Estimate, plus_minus
 

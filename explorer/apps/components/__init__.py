@@ -76,6 +76,7 @@ class Steps(Pane):
     data = param.Dict(default={})
     ghost = param.Dict(default=None, allow_None=True)
     film = param.Dict(default=None, allow_None=True)
+    page_id = param.String(default="")
 
     _esm = _read("lib.js", "steps.js")
     _stylesheets = [_read("base.css", "steps.css")]
@@ -90,18 +91,25 @@ class History(Pane):
     _stylesheets = [_read("base.css", "history.css")]
 
 
-class Shell(Pane):
-    """The page around the panes: rail, theme, keys, and the address."""
+class Frame(Pane):
+    """A page around its panes: rail, theme, keys, and the address. A page's own shell adds a `Child` for each of its slots."""
+
+    pages = param.List(default=[])
+    page_id = param.String(default="")
+    embedded = param.Boolean(default=False)
+    link = param.String(default="")
+
+    __abstract = True
+
+
+class Shell(Frame):
+    """The Sampler Lab around its panes."""
 
     top = Child()
     knobs = Child()
     samples = Child()
     steps = Child()
     history = Child()
-    pages = param.List(default=[])
-    page_id = param.String(default="")
-    embedded = param.Boolean(default=False)
-    link = param.String(default="")
 
-    _esm = _read("lib.js", "shell.js")
-    _stylesheets = [_read("base.css", "shell.css")]
+    _esm = _read("lib.js", "page.js", "shell.js")
+    _stylesheets = [_read("base.css", "page.css", "shell.css")]

@@ -74,15 +74,14 @@ export function render({ model, el }) {
       const scale = scaleOf(c);
       const paint = () => slider.style.setProperty("--at", `${100 * (slider.valueAsNumber - scale.min) / (scale.max - scale.min)}%`);
       const slider = h("input", { id, type: "range", min: scale.min, max: scale.max, step: scale.step, "data-knob": c.name,
-        oninput: () => { const v = scale.from(slider.valueAsNumber); dragging = c.name; number.value = v; slider.setAttribute("aria-valuetext", short(v)); paint(); preview(c.name, v); },
+        oninput: () => { const v = scale.from(slider.valueAsNumber); dragging = c.name; number.show(v); slider.setAttribute("aria-valuetext", short(v)); paint(); preview(c.name, v); },
         onchange: () => { dragging = null; set(scale.from(slider.valueAsNumber)); } });
-      const number = h("input", { type: "number", step: "any", "aria-label": `${c.title}, value`, "data-number": c.name,
-        onchange: () => { if (!Number.isNaN(number.valueAsNumber)) set(number.valueAsNumber); } });
+      const number = numberField({ "aria-label": `${c.title}, value`, "data-number": c.name }, set);
       inputs = [slider, number];
       show = (x) => {
         if (dragging === c.name) return;
         slider.value = scale.to(x.value); slider.setAttribute("aria-valuetext", short(x.value)); paint();
-        if (pane.getRootNode().activeElement !== number) number.value = Number(x.value.toPrecision(4));
+        number.show(Number(x.value.toPrecision(4)));
       };
     }
     const line = h("div", { class: "knob", "data-row": c.name, ondblclick: (e) => { e.preventDefault(); send({ type: "reset", knob: c.name }); } }, label, inputs);

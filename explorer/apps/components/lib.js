@@ -56,26 +56,67 @@ function ticks(low, high, count) {
   return out;
 }
 
-/** One tooltip per pane, placed beside what it explains and kept on screen. */
-function tooltip(pane) {
-  const box = h("div", { class: "tip", role: "tooltip", hidden: true });
+/** Box above everything else on the page, in the browser's top layer; hidden until `placeAt`. */
+function overlay(pane, attributes, ...content) {
+  const box = h("div", { popover: "manual", ...attributes }, ...content);
   pane.append(box);
   return {
-    show(target, ...content) {
-      box.replaceChildren(...content);
-      box.hidden = false;
+    box,
+    get open() { return box.matches(":popover-open"); },
+    hide() { if (this.open) box.hidePopover(); },
+    /** Shows the box beside a target, or under it, and keeps it on screen. */
+    placeAt(target, under = false) {
+      if (!this.open) box.showPopover();
+      box.style.left = box.style.top = "0px";
       const at = target.getBoundingClientRect(), size = box.getBoundingClientRect();
       let left = at.right + 10, top = at.top - 4;
       if (left + size.width > innerWidth - 8) left = Math.max(8, at.left - size.width - 10);
-      if (left < at.right && left + size.width > at.left) { left = clamp(at.left, 8, innerWidth - size.width - 8); top = at.bottom + 6; }
-      top = clamp(top, 8, innerHeight - size.height - 8);
-      // A transformed ancestor would shift `fixed`; measure where the box went and correct.
-      box.style.left = `${left}px`; box.style.top = `${top}px`;
-      const got = box.getBoundingClientRect();
-      box.style.left = `${2 * left - got.left}px`; box.style.top = `${2 * top - got.top}px`;
+      if (under || (left < at.right && left + size.width > at.left)) {
+        left = clamp(at.left, 8, Math.max(8, innerWidth - size.width - 8));
+        top = at.bottom + 4 + size.height > innerHeight && at.top > size.height + 8 ? at.top - size.height - 4 : at.bottom + 4;
+      }
+      top = clamp(top, 8, Math.max(8, innerHeight - size.height - 8));
+      // A transformed ancestor would shift `fixed`; measured from where the box lies at 0, 0.
+      box.style.left = `${left - size.left}px`; box.style.top = `${top - size.top}px`;
     },
-    hide() { box.hidden = true; },
   };
+}
+
+/** One tooltip per pane, placed beside what it explains and kept on screen. */
+function tooltip(pane) {
+  const tip = overlay(pane, { class: "tip", role: "tooltip" });
+  return {
+    show(target, ...content) { tip.box.replaceChildren(...content); tip.placeAt(target); },
+    hide() { tip.hide(); },
+  };
+}
+
+/**
+ * Field for a number that commits on Enter, Tab and leaving (in a notebook Enter would not arrive); `field.show(value)` leaves what is
+ * being typed alone.
+ */
+function numberField(attributes, commit) {
+  let typed = false;
+  const done = () => { if (typed && !Number.isNaN(field.valueAsNumber)) { typed = false; commit(field.valueAsNumber); } };
+  const field = h("input", { type: "number", step: "any", ...attributes, oninput: () => { typed = true; }, onchange: done });
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") { event.preventDefault(); event.stopPropagation(); done(); }
+    if (event.key === "Escape" && typed) { event.stopPropagation(); typed = false; field.value = field.shown; }
+  });
+  field.show = (value) => { field.shown = value; if (!typed) field.value = value; };
+  return field;
+}
+
+/**
+ * The noise level that is pointed at, shared by the panes of a page: `tell(sigma)` marks it in the others, `tell(null)` nowhere;
+ * `onSigma` hears what the others tell.
+ */
+function sigmaLink(model, onSigma) {
+  const me = {};
+  const hear = ({ detail }) => { if (detail.page === model.page_id && detail.from !== me) onSigma(detail.sigma); };
+  document.addEventListener("explorer-sigma", hear);
+  model.on("remove", () => document.removeEventListener("explorer-sigma", hear));
+  return { tell(sigma) { document.dispatchEvent(new CustomEvent("explorer-sigma", { detail: { page: model.page_id, sigma, from: me } })); } };
 }
 
 /** Calls `fn` with the latest arguments at most once per `ms`, the last call always included. */

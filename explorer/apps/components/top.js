@@ -1,7 +1,7 @@
 export function render({ model, el }) {
   const picker = h("select", { class: "model", "aria-label": "Model", "data-knob": "model", onchange: () => model.send_msg({ type: "model", name: picker.value }) });
-  const seed = h("input", { class: "seed", type: "number", min: 0, step: 1, "aria-label": "First seed", "data-knob": "seed",
-    onchange: () => model.send_msg({ type: "set", knob: "seed", value: seed.valueAsNumber }) });
+  const seed = numberField({ class: "seed", min: 0, step: 1, "aria-label": "First seed", "data-knob": "seed" },
+    (value) => model.send_msg({ type: "set", knob: "seed", value }));
   const seeds = h("span", { class: "muted" });
   const dice = h("button", { class: "btn dice", type: "button", title: "Other seeds (d)", "aria-label": "Draw other seeds", onclick: () => model.send_msg({ type: "dice" }) },
     s("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, s("rect", { x: 4, y: 4, width: 16, height: 16, rx: 3.5 }),
@@ -42,7 +42,7 @@ export function render({ model, el }) {
     }
     picker.value = d.model;
     count.value = d.n;
-    if (pane.getRootNode().activeElement !== seed) seed.value = d.seed;
+    seed.show(d.seed);
     seeds.textContent = `– ${d.seed + d.n - 1}`;
     notice.hidden = !d.notice;
     notice.replaceChildren(h("span", {}, d.notice || ""), h("button", { class: "btn", type: "button", onclick: () => model.send_msg({ type: "dismiss" }) }, "OK"));

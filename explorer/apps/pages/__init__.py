@@ -1,4 +1,4 @@
-"""Pages of the dashboard. A new page is a module with a function `page(session_args...) -> viewable` and one line here."""
+"""Pages of the dashboard. A new page is a store, a module with a function `page(store, rail, embedded) -> viewable`, and one line here."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explorer.apps.pages import sampler_lab
+from explorer.apps.session import Session
+from explorer.apps.store import Store
 
 
 @dataclass(frozen=True)
 class Page:
-    """An entry of the rail: address below the server's root, words, icon, and what builds it for a new session."""
+    """An entry of the rail: address below the server's root, words, icon; the store of a new session, and what builds the page on it."""
 
     slug: str
     title: str
     icon: str
     build: Callable
+    store: type[Store]
 
 
-PAGES = (Page("lab", "Sampler Lab", "lab", sampler_lab.page),)
+PAGES = (Page("lab", "Sampler Lab", "lab", sampler_lab.page, Session),)

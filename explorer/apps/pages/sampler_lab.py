@@ -27,10 +27,11 @@ class SamplerLab:
 
     def __init__(self, session: Session, rail: Iterable[dict] = (), embedded: bool = False):
         self.session = session
+        page_id = str(id(self))
         self.top = components.Top(on_message=self.receive)
         self.knobs = components.Knobs(on_message=self.receive)
-        self.samples = components.Samples(on_message=self.receive, page_id=str(id(self)))
-        self.steps = components.Steps(on_message=self.receive)
+        self.samples = components.Samples(on_message=self.receive, page_id=page_id)
+        self.steps = components.Steps(on_message=self.receive, page_id=page_id)
         self.history = components.History(on_message=self.receive)
         self.shell = components.Shell(
             top=self.top,
@@ -39,7 +40,7 @@ class SamplerLab:
             steps=self.steps,
             history=self.history,
             pages=list(rail),
-            page_id=str(id(self)),
+            page_id=page_id,
             embedded=embedded,
             on_message=self.receive,
         )
@@ -68,6 +69,7 @@ class SamplerLab:
         )
 
     def receive(self, message: dict) -> None:
+        self.session.heard()
         verb = self._verbs.get(message.get("type"))
         if verb is None:
             return
