@@ -52,6 +52,11 @@ from explorer.sampling import (
 from explorer.sampling.solvers import multistep, weights
 from explorer.sampling.solvers.runge_kutta import RungeKutta
 
+pytestmark = [  # diffusers on numpy 2
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.algorithm_type:FutureWarning"),
+]
+
 NOISY = {"eta": 0.0, "s_churn": 0.0, "strength": 0.0, "n_corrector": 0}
 OWN = (
     DDIM,
