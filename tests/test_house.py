@@ -129,7 +129,8 @@ def test_third_party_imports_stay_where_they_belong(file):
     for name, at_import in imports(parsed(file), file):
         package = name.split(".")[0]
         if floor_of(file) <= 0:
-            assert package in FLOOR_0, f"{ids(file)} is on floor 0 and imports {name}"
+            lazy_pot = package == "ot" and not at_import  # exact matchings; scipy stands in for it
+            assert package in FLOOR_0 or lazy_pot, f"{ids(file)} is on floor 0 and imports {name}"
         if package in ONLY_IN:
             assert ONLY_IN[package](file), f"{ids(file)} must not import {name}"
         if package in HEAVY and at_import:
