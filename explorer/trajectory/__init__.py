@@ -24,6 +24,7 @@ from explorer.trajectory.dataset import (
     nfss,
     noise_of,
     path_of,
+    pieces,
     sampling_discrepancy,
     step_length,
     straightness,
@@ -41,11 +42,11 @@ from explorer.trajectory.storage import load, save
 from explorer.trajectory.subspace import deviation, effective_dimension, principal_basis, project, torsion_of
 
 __all__ = [
-    "Recorder", "RunningBudget", "RunningGeometry", "angle_proxy", "arc_chord", "attribution", "attribution_cost", "budget", "bytes_needed",
-    "compare_maps", "conflict", "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions", "denoised", "deviation",
-    "disagreement", "effective_dimension", "end_distance", "endpoints", "flow_curvature", "intersection", "lasso", "load", "local_error",
-    "lyapunov", "map_verdict", "mean_and_error", "microscope", "moved", "nearest", "nfss", "noise_of", "normalised_path_energy",
-    "optimal_cost", "path_of", "pixel_events", "point_density", "principal_basis", "project", "record", "sampling_discrepancy", "save",
-    "step_length", "straightness", "strain_rates", "torsion_of", "total_exponents", "trajectory", "turning_angle", "validate",
-    "velocity_field", "velocity_jacobian",
+    "Recorder", "RunningBudget", "RunningGeometry", "angle_proxy", "arc_chord", "attribution", "attribution_cost", "budget",
+    "bytes_needed", "compare_maps", "conflict", "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions",
+    "denoised", "deviation", "disagreement", "effective_dimension", "end_distance", "endpoints", "flow_curvature", "intersection",
+    "lasso", "load", "local_error", "lyapunov", "map_verdict", "mean_and_error", "microscope", "moved", "nearest", "nfss", "noise_of",
+    "normalised_path_energy", "optimal_cost", "path_of", "pieces", "pixel_events", "point_density", "principal_basis", "project",
+    "record", "sampling_discrepancy", "save", "step_length", "straightness", "strain_rates", "torsion_of", "total_exponents",
+    "trajectory", "turning_angle", "validate", "velocity_field", "velocity_jacobian",
 ]  # fmt: skip

@@ -211,16 +211,14 @@ def _pulled(
     weight, cost, local = unit.reshape(x[:, 0].shape), [], []
     for i in reversed(range(len(times) - 1)):
         t, t_next = times[i], times[i + 1]
-
-        def step(start: Tensor, t: float = t, t_next: float = t_next) -> Tensor:
-            return reference_step(model, start, t, t_next, cond, substeps=substeps)
-
         with torch.inference_mode(False), torch.enable_grad():
-            reached, pull = torch.func.vjp(step, x[:, i].clone())
-            miss = (x[:, i + 1] - reached).detach()
+            start = x[:, i].clone().requires_grad_()
+            reached = reference_step(model, start, t, t_next, cond, substeps=substeps)
+            miss = x[:, i + 1] - reached.detach()
             cost.append((weight * miss).flatten(1).sum(dim=1))
             local.append(miss.flatten(1).norm(dim=1))
-            weight = pull(weight)[0].detach() if i else weight
+            if i and reached.requires_grad:
+                (weight,) = torch.autograd.grad(reached, start, weight.clone())
         count.add(3 * len(x) * reference_evals(model, t, t_next, substeps))
     return torch.stack(cost[::-1], dim=1), torch.stack(local[::-1], dim=1)
 
