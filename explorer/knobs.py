@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import param
@@ -19,24 +20,29 @@ from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models.base import Denoiser
 from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
 from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid
+from explorer.sampling.grids import WARPED
 
 GROUPS = {
-    "Solver": ("solver", "n_steps", "alpha"),
+    "Solver": ("solver", "n_steps", "order", "variant", "alpha"),
     "Schedule": ("grid", "rho", "sigma_min", "sigma_max"),
-    "Churn": ("s_churn", "s_min", "s_max", "s_noise"),
+    "Churn": ("eta", "s_churn", "s_min", "s_max", "s_noise"),
     "Guidance": ("guidance", "guidance_lo", "guidance_hi"),
     "Skip-tuning": ("rho_bottom", "rho_top", "skip_bank"),
     "Class": ("label",),
 }
 CHURN = GROUPS["Churn"]
+OF_SOLVER = ("order", "variant", "alpha", *CHURN)
+"""Knobs that act only with solvers that have the field; `used_by` knows which."""
+FIELD_KNOBS = {"order_max": "order", "strength": "eta"}
+"""Fields of solvers whose knob has another name."""
 GUIDANCE = GROUPS["Guidance"]
 SKIPS = GROUPS["Skip-tuning"]
-USES_RHO = {"karras"}
 LOGARITHMIC = {"sigma_min", "sigma_max", "s_min", "s_max", "guidance_lo", "guidance_hi"}
 UNITS = {"sigma_min": "σ", "sigma_max": "σ", "s_min": "σ", "s_max": "σ", "guidance_lo": "σ", "guidance_hi": "σ"}
 TITLES = {
     "n_steps": "steps",
     "alpha": "α",
+    "eta": "η",
     "rho": "ρ",
     "sigma_min": "σ min",
     "sigma_max": "σ max",
@@ -94,14 +100,28 @@ class SamplerKnobs(param.Parameterized):
     solver = param.Selector(
         default="heun",
         objects=list(SOLVERS),
-        doc="How one step is taken. Heun and the other second-order methods spend two network calls per step, "
-        "RK4 four, the rest one. Karras et al. 2022, arXiv 2206.00364, Sec. 3; Lu et al. 2022, arXiv 2211.01095 (DPM++).",
+        doc="How one step is taken. Euler, DDIM and the multistep methods (ab, 2m, 3m, unipc, deis, ipndm) spend one network call per "
+        "step, heun, midpoint, alpha2 and the two-stage methods (2s, dpm-solver-2, dpmpp-sde) two, third-order single steps three, "
+        "rk4 four; names with sde add fresh noise. Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364.",
     )
     n_steps = param.Integer(
         default=9,
         bounds=(1, 64),
         step=1,
         doc="Solver steps from noise to data. Heun ends with an Euler step, so it costs 2 steps - 1 network calls.",
+    )
+    order = param.Integer(
+        default=3,
+        bounds=(1, 4),
+        step=1,
+        doc="Predictions that a multistep method looks back on: its order, or one less than it for unipc with its corrector. The first "
+        "steps use fewer. Zhang & Chen 2022, arXiv 2204.13902; Zhao et al. 2023, arXiv 2302.04867.",
+    )
+    variant = param.Selector(
+        default="default",
+        objects=["default", *dict.fromkeys(v for cls in SOLVERS.values() for v in getattr(cls, "variants", ()))],
+        doc="Form of a method that has several: bh1, bh2 for unipc; t, rho, log-rho for deis; midpoint, heun for dpmpp-2m-sde; exact, "
+        "released for the third-order dpmpp. The method's own page says what they mean; default is its first choice.",
     )
     alpha = param.Number(
         default=2 / 3,
@@ -134,6 +154,13 @@ class SamplerKnobs(param.Parameterized):
         step=0.5,
         doc="Noise level at which sampling starts, as σ = noise / signal. Karras et al. 2022, Table 1 (80).",
     )
+    eta = param.Number(
+        default=1.0,
+        bounds=(0.0, 2.0),
+        step=0.05,
+        doc="Fresh noise of the sde solvers, as a share of the reverse SDE's: 0 follows the ODE, 1 is the SDE. "
+        "Lu et al. 2022, arXiv 2211.01095, Sec. 5; Song et al. 2021, arXiv 2011.13456.",
+    )
     s_churn = param.Number(
         default=20.0,
         bounds=(0.0, 100.0),
@@ -157,8 +184,8 @@ class SamplerKnobs(param.Parameterized):
         default=1.003,
         bounds=(0.95, 1.05),
         step=0.001,
-        doc="Standard deviation of the churn noise; a little above 1 makes up for detail the network removes. "
-        "Karras et al. 2022, arXiv 2206.00364, Sec. 4.",
+        doc="Standard deviation of the added noise; 1 is exact for the sde solvers, a little above 1 makes up for detail the network "
+        "removes. Karras et al. 2022, arXiv 2206.00364, Sec. 4.",
     )
     guidance = param.Number(
         default=1.0,
@@ -239,12 +266,10 @@ class SamplerKnobs(param.Parameterized):
     def inapplicable(self, model: Denoiser) -> dict[str, str]:
         """Reason, per knob, why it cannot act on this model with the present solver and grid; empty when all can."""
         out = {}
-        if self.solver != "alpha2":
-            out["alpha"] = "Only the alpha2 solver has this free stage."
-        if self.grid not in USES_RHO:
-            out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(USES_RHO))}."
-        if self.solver != "edm-stochastic":
-            out |= dict.fromkeys(CHURN, f"{self.solver} adds no noise; choose the edm-stochastic solver.")
+        used = used_by(self.solver)
+        out |= {knob: _without(knob, self.solver) for knob in OF_SOLVER if knob not in used}
+        if self.grid not in WARPED:
+            out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
         if model.n_classes == 0:
             out |= dict.fromkeys((*GUIDANCE, "label"), f"{model.name or 'This model'} has no classes.")
         elif self.guidance == 1:
@@ -276,7 +301,10 @@ class SamplerKnobs(param.Parameterized):
         """Raises BadValue, in one sentence, where the values contradict each other or the model."""
         if self.sigma_min >= self.sigma_max:
             raise BadValue(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g}).")
-        if self.solver == "edm-stochastic" and self.s_min > self.s_max:
+        known = getattr(SOLVERS[self.solver], "variants", ())
+        if known and self.variant not in ("default", *known):
+            raise BadValue(f"{self.solver} has no variant {self.variant}: choose {', '.join(known)}, or default.")
+        if "s_min" in used_by(self.solver) and self.s_min > self.s_max:
             raise BadValue(f"s_min ({self.s_min:g}) must not be above s_max ({self.s_max:g}).")
         if self.guidance != 1 and model.n_classes == 0:
             raise BadValue(
@@ -332,14 +360,12 @@ class SamplerKnobs(param.Parameterized):
 
     def active(self) -> dict[str, Any]:
         """Values that have an effect with the present solver and grid, whatever the model."""
-        out = self.to_dict()
-        if self.solver != "alpha2":
-            del out["alpha"]
-        if self.grid not in USES_RHO:
-            del out["rho"]
-        if self.solver != "edm-stochastic":
-            for name in CHURN:
+        out, used = self.to_dict(), used_by(self.solver)
+        for name in OF_SOLVER:
+            if name not in used:
                 del out[name]
+        if self.grid not in WARPED:
+            del out["rho"]
         if self.guidance == 1:
             for name in GUIDANCE:
                 del out[name]
@@ -379,9 +405,11 @@ class SamplerKnobs(param.Parameterized):
         parts = [f"{self.solver} {self.n_steps}"]
         if self.grid != base["grid"]:
             parts.append(self.grid)
-        for name in ("rho", "alpha", "sigma_min", "sigma_max", *CHURN, *GUIDANCE, "rho_bottom", "rho_top"):
+        if "variant" in active and active["variant"] != base["variant"]:
+            parts.append(active["variant"])
+        for name in ("order", "rho", "alpha", "sigma_min", "sigma_max", *CHURN, *GUIDANCE, "rho_bottom", "rho_top"):
             if name in active and active[name] != base[name]:
-                parts.append(f"{TITLES[name]} {active[name]:.3g}")
+                parts.append(f"{TITLES.get(name, name)} {active[name]:.3g}")
         if self.label is not None and self.label >= 0:
             parts.append(f"class {self.label}")
         if self.skip_bank is not None:
@@ -433,7 +461,7 @@ class SamplerKnobs(param.Parameterized):
             low, high = self._interval()
             high_text = 'float("inf")' if math.isinf(high) else repr(high)
             lines.append(f"model = ex.Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
-        warp = f", rho={self.rho!r}" if self.grid in USES_RHO else ""
+        warp = f", rho={self.rho!r}" if self.grid in WARPED else ""
         ends = f"{self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp}"
         lines.append(f"grid = ex.TimeGrid.{GRIDS[self.grid].__name__}({ends})")
         lines.append(f"sampler = ex.OdeSampler(ex.{self._solver()!r}, grid)")
@@ -458,15 +486,31 @@ class SamplerKnobs(param.Parameterized):
         return float(self.guidance_lo), high
 
     def _solver(self):
-        if self.solver == "alpha2":
-            return SOLVERS["alpha2"](float(self.alpha))
-        if self.solver == "edm-stochastic":
-            return SOLVERS["edm-stochastic"](*(float(getattr(self, name)) for name in CHURN))
-        return SOLVERS[self.solver]()
+        given = {field: getattr(self, knob) for knob, field in used_by(self.solver).items()}
+        return SOLVERS[self.solver](**{field: value for field, value in given.items() if value != "default"})
 
     def _grid(self) -> TimeGrid:
-        warp = (self.rho,) if self.grid in USES_RHO else ()
+        warp = (self.rho,) if self.grid in WARPED else ()
         return GRIDS[self.grid](self.n_steps, self.sigma_min, self.sigma_max, *warp)
+
+
+@lru_cache(maxsize=64)
+def used_by(solver: str) -> dict[str, str]:
+    """Knobs of OF_SOLVER that act with this solver, each with the solver's field it sets."""
+    every = {FIELD_KNOBS.get(f.name, f.name): f.name for f in fields(SOLVERS[solver])}
+    return {knob: field for knob, field in every.items() if knob in OF_SOLVER}
+
+
+def _without(knob: str, solver: str) -> str:
+    """Why a knob does nothing with a solver that lacks its field."""
+    having = [name for name in SOLVERS if knob in used_by(name)]
+    lacks = {
+        "order": "has one order",
+        "variant": "has one form",
+        "alpha": "has no free stage",
+        "eta": "takes no share of noise",
+    }
+    return f"{solver} {lacks.get(knob, 'adds no noise of this kind')}; choose {', '.join(having)}."
 
 
 def names() -> list[str]:

@@ -81,6 +81,48 @@ def test_knobs_reach_the_solver_the_grid_and_the_wrappers(unet):
     assert SamplerKnobs(solver="alpha2", alpha=0.5).build(unet)[1].solver.alpha == 0.5
 
 
+@pytest.mark.parametrize(
+    ("values", "repr_"),
+    [
+        ({"solver": "unipc", "order": 2, "variant": "bh1"}, "UniPC(order_max=2, variant='bh1', corrector=True)"),
+        ({"solver": "unipc"}, "UniPC(order_max=3, variant='bh2', corrector=True)"),
+        ({"solver": "deis", "order": 4, "variant": "log-rho"}, "DEIS(order_max=4, variant='log-rho')"),
+        ({"solver": "ab", "order": 1}, "AdamsBashforth(order_max=1)"),
+        ({"solver": "ipndm"}, "IPNDM(order_max=3)"),
+        ({"solver": "dpmpp-3m", "variant": "released"}, "DPMpp3M(variant='released')"),
+        (
+            {"solver": "dpmpp-3m-sde", "eta": 0.5, "s_noise": 1.01},
+            "DPMpp3MSDE(eta=0.5, s_noise=1.01, variant='exact')",
+        ),
+        ({"solver": "dpmpp-sde", "eta": 0.25, "s_noise": 1.0}, "DPMppSDE(eta=0.25, s_noise=1.0, r=0.5)"),
+        ({"solver": "dpmpp-2m", "order": 4, "eta": 0.2}, "DPMpp2M()"),
+        ({"solver": "dpm-solver-3", "order": 1}, "DPMSolver3()"),
+    ],
+)
+def test_knobs_of_a_method_reach_its_fields(values, repr_, plain):
+    knobs = SamplerKnobs.for_model(plain, **values)
+    assert repr(knobs.build(plain)[1].solver) == repr_
+    assert f"ex.{repr_}" in knobs.to_python("oracle-8gaussians")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_knob_acts_exactly_where_the_solver_has_the_field(solver, plain):
+    """Turned, an active knob makes another solver and another key; one at rest neither."""
+    base = SamplerKnobs.for_model(plain, solver=solver)
+    at_rest = base.inapplicable(plain)
+    turned = {"order": 2, "alpha": 0.3, "eta": 0.4, "s_churn": 7, "s_min": 0.3, "s_max": 33, "s_noise": 1.02}
+    if variants := getattr(SOLVERS[solver], "variants", ()):
+        turned["variant"] = variants[-1]
+    for knob, value in turned.items():
+        other = SamplerKnobs.for_model(plain, solver=solver, **{knob: value})
+        acts = other.build(plain)[1] != base.build(plain)[1]
+        assert acts == (knob not in at_rest) == (knob in base.active()) == (other.key() != base.key()), knob
+        assert acts or solver in at_rest[knob]
+        assert (other.describe(plain) != base.describe(plain)) == acts
+        assert (f"--{knob.replace('_', '-')}" in other.to_cli("m")) == acts
+    assert ("variant" in at_rest) == (not variants)
+
+
 def test_knobs_at_rest_leave_the_model_alone(unet):
     knobs = SamplerKnobs.for_model(unet)
     model, sampler = knobs.build(unet)
@@ -122,6 +164,9 @@ def test_key_is_the_same_in_another_process():
         ({"sigma_max": True}, BadValue, "expected a number"),
         ({"guidance": "2"}, BadValue, "expected a number"),
         ({"skip_bank": [0.5, 9]}, BadValue, "factors from 0 to 1.5"),
+        ({"order": 5}, BadValue, "order = 5: expected a whole number from 1 to 4"),
+        ({"eta": -1}, BadValue, "eta = -1: expected a number from 0 to 2"),
+        ({"variant": "bh3"}, UnknownName, "Did you mean 'bh"),
         ({"solver": "huen"}, UnknownName, "Did you mean 'heun'"),
         ({"grid": "karas"}, UnknownName, "Did you mean 'karras'"),
         ({"roh": 7}, UnknownName, "Did you mean 'rho'"),
@@ -153,6 +198,7 @@ def test_values_out_of_range_get_one_sentence(values, error, words):
         ({"rho_bottom": 0.5}, "plain", "skip-tuning needs a network with skip connections"),
         ({"skip_bank": [0.5]}, "unet", "skip_bank has 1 factors"),
         ({"solver": "edm-stochastic", "s_min": 5, "s_max": 1}, "unet", "s_min"),
+        ({"solver": "deis", "variant": "bh1"}, "unet", "deis has no variant bh1: choose t, rho, log-rho, or default"),
         ({"guidance": 2, "guidance_lo": 5, "guidance_hi": 1}, "unet", "guidance_lo"),
     ],
 )
@@ -164,13 +210,16 @@ def test_contradictions_get_one_sentence(values, which, words, unet, plain):
 
 def test_inapplicable_knobs_say_why(unet, plain):
     reasons = SamplerKnobs().inapplicable(plain)
-    assert {"guidance", "label", "rho_bottom", "skip_bank", "s_churn", "alpha"} <= set(reasons)
+    assert {"guidance", "label", "rho_bottom", "skip_bank", "s_churn", "alpha", "order", "variant", "eta"} <= set(
+        reasons
+    )
+    assert "unipc" in reasons["order"] and "deis" in reasons["variant"] and "dpmpp-2m-sde" in reasons["eta"]
     assert "no classes" in reasons["guidance"] and "no skip" in reasons["rho_bottom"]
     assert "guidance" not in SamplerKnobs().inapplicable(unet)
     assert "s_churn" not in SamplerKnobs(solver="edm-stochastic").inapplicable(unet)
     assert "rho" in SamplerKnobs(grid="log-snr").inapplicable(unet)
     # whatever is said to be inapplicable may be set and changes nothing
-    quiet = SamplerKnobs(alpha=0.4, s_churn=50, rho=7)
+    quiet = SamplerKnobs(alpha=0.4, s_churn=50, rho=7, order=4, variant="rho", eta=0.5)
     assert quiet.build(plain)[1] == SamplerKnobs().build(plain)[1]
 
 
@@ -206,6 +255,8 @@ SETTINGS = [
     {"solver": "dpmpp-2m", "grid": "cosine", "n_steps": 5, "seed": 3},
     {"solver": "edm-stochastic", "s_churn": 30.0, "rho": 5.0, "n_steps": 4, "label": 2},
     {"guidance": 1.7, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
+    {"solver": "unipc", "order": 2, "variant": "bh1", "n_steps": 5},
+    {"solver": "dpmpp-2m-sde", "eta": 0.5, "variant": "heun", "s_noise": 1.0, "n_steps": 5},
 ]
 
 

@@ -167,9 +167,6 @@ class DPMpp2M(ExponentialMultistep):
     eta, s_noise = 0.0, 1.0
 
 
-THIRD = ("exact", "released")
-
-
 @dataclass(frozen=True)
 class DPMpp3M(ExponentialMultistep):
     """DPM-Solver++(3M): third order by extrapolating the last three denoised predictions, one evaluation a step.
@@ -182,11 +179,12 @@ class DPMpp3M(ExponentialMultistep):
 
     variant: Literal["exact", "released"] = "exact"
     nfe_formula = "N"
+    variants = ("exact", "released")
     points = 3
     eta, s_noise = 0.0, 1.0
 
     def __post_init__(self):
-        check_variant(self.variant, THIRD)
+        check_variant(self.variant, self.variants)
 
     @property
     def rule(self):
@@ -219,9 +217,6 @@ class DPMpp1SDE(ExponentialMultistep):
         check_noise(self.eta, self.s_noise)
 
 
-TWO_POINT = ("midpoint", "heun")
-
-
 @dataclass(frozen=True)
 class DPMpp2MSDE(ExponentialMultistep):
     """SDE-DPM-Solver++(2M), k-diffusion's dpmpp_2m_sde: the reverse SDE with D extrapolated from the last two predictions.
@@ -237,11 +232,12 @@ class DPMpp2MSDE(ExponentialMultistep):
     variant: Literal["midpoint", "heun"] = "midpoint"
     order = 2
     nfe_formula = "N"
+    variants = ("midpoint", "heun")
     points = 2
 
     def __post_init__(self):
         check_noise(self.eta, self.s_noise)
-        check_variant(self.variant, TWO_POINT)
+        check_variant(self.variant, self.variants)
 
     @property
     def rule(self):
@@ -262,11 +258,12 @@ class DPMpp3MSDE(ExponentialMultistep):
     s_noise: float = 1.0
     variant: Literal["exact", "released"] = "exact"
     nfe_formula = "N"
+    variants = ("exact", "released")
     points = 3
 
     def __post_init__(self):
         check_noise(self.eta, self.s_noise)
-        check_variant(self.variant, THIRD)
+        check_variant(self.variant, self.variants)
 
     @property
     def rule(self):
@@ -275,9 +272,6 @@ class DPMpp3MSDE(ExponentialMultistep):
     @property
     def order(self):
         return 3 if self.variant == "exact" else 2
-
-
-UNIPC = ("bh1", "bh2")
 
 
 @dataclass(frozen=True)
@@ -299,10 +293,11 @@ class UniPC(Solver):
     variant: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
     nfe_formula = "N"
+    variants = ("bh2", "bh1")
 
     def __post_init__(self):
         check_order(self.order_max, 4)
-        check_variant(self.variant, UNIPC)
+        check_variant(self.variant, self.variants)
 
     @property
     def order(self):

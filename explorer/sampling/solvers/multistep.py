@@ -156,9 +156,6 @@ class IPNDMv(EpsMultistep):
         return deis_weights(path, "rho", times, t_next)
 
 
-DEIS_VARIANTS = ("t", "rho", "log-rho")
-
-
 @dataclass(frozen=True)
 class DEIS(EpsMultistep):
     """DEIS, multistep (AB): the noise prediction as a polynomial, integrated against the exact transition of the path.
@@ -173,10 +170,11 @@ class DEIS(EpsMultistep):
     order_max: int = 3
     variant: Literal["t", "rho", "log-rho"] = "t"
     nfe_formula = "N"
+    variants = ("t", "rho", "log-rho")
 
     def __post_init__(self):
         check_order(self.order_max, 4)
-        check_variant(self.variant, DEIS_VARIANTS)
+        check_variant(self.variant, self.variants)
 
     def weights(self, path, times, t_next):
         return deis_weights(path, self.variant, times, t_next)

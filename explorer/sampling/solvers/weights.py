@@ -90,7 +90,7 @@ def combine(a: float, x, weights: Sequence[float], values):
         x = values[0] if weights[0] == 1.0 else values[0] * weights[0]
         weights, values = weights[1:], values[1:]
     elif a != 1.0:
-        x = x * scalar(a)
+        x = x * scalar(a, x.dtype)
     for w, value in zip(weights, values, strict=False):
         if w != 0.0:
             x = x.add(value, alpha=w)
