@@ -232,6 +232,7 @@ def _net(about: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> nn
         net = _build("net", about, file)
     try:
         net.load_state_dict(tensors, assign=True)
+        net.to(memory_format=getattr(net, "memory_format", torch.contiguous_format))
     except RuntimeError as error:
         raise _mismatch(file, error) from None
     if not all(torch.isfinite(p).all() for p in net.parameters()):

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from explorer.errors import BadValue
@@ -47,6 +48,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's, whose forward-mode derivative knows only the contiguous layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if forward_ad._current_level < 0 else x.contiguous())
+
+
 class PixelAttention(nn.Module):
     """Residual self-attention among the pixels of a feature map; sqrt(1/2) times the identity at initialisation.
 
@@ -61,7 +69,7 @@ class PixelAttention(nn.Module):
         if channels > head_dim and channels % head_dim:
             raise BadValue(f"attention cannot split {channels} channels into heads of {head_dim}; use a multiple.")
         self.heads = max(1, channels // head_dim)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
