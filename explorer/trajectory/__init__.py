@@ -4,11 +4,17 @@ from explorer.trajectory.attribution import attribution, attribution_cost
 from explorer.trajectory.contraction import contraction, lyapunov, strain_rates, total_exponents, velocity_jacobian
 from explorer.trajectory.coupling import (
     budget,
+    conflict_map,
     end_distance,
     endpoints,
     intersection,
     normalised_path_energy,
     optimal_cost,
+    pair_flow,
+    pairs_dataset,
+    reflow,
+    reflow_pairs,
+    run_from,
 )
 from explorer.trajectory.dataset import (
     angle_proxy,
@@ -34,6 +40,17 @@ from explorer.trajectory.dataset import (
 )
 from explorer.trajectory.events import decisions, nearest, pixel_events
 from explorer.trajectory.field import point_density, velocity_field
+from explorer.trajectory.inversion import (
+    decode,
+    encode,
+    forward_pairs,
+    inverter,
+    normality,
+    normality_verdict,
+    round_trip,
+    round_trip_by_steps,
+)
+from explorer.trajectory.likelihood import dequantise, likelihood_by_steps, log_likelihood, tightened
 from explorer.trajectory.local_error import flow_curvature, local_error
 from explorer.trajectory.maps import compare_maps, disagreement, lasso, map_verdict, microscope
 from explorer.trajectory.record import Recorder, bytes_needed, record
@@ -42,11 +59,13 @@ from explorer.trajectory.storage import load, save
 from explorer.trajectory.subspace import deviation, effective_dimension, principal_basis, project, torsion_of
 
 __all__ = [
-    "Recorder", "RunningBudget", "RunningGeometry", "angle_proxy", "arc_chord", "attribution", "attribution_cost", "budget",
-    "bytes_needed", "compare_maps", "conflict", "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions",
-    "denoised", "deviation", "disagreement", "effective_dimension", "end_distance", "endpoints", "flow_curvature", "intersection",
-    "lasso", "load", "local_error", "lyapunov", "map_verdict", "mean_and_error", "microscope", "moved", "nearest", "nfss", "noise_of",
-    "normalised_path_energy", "optimal_cost", "path_of", "pieces", "pixel_events", "point_density", "principal_basis", "project",
-    "record", "sampling_discrepancy", "save", "step_length", "straightness", "strain_rates", "torsion_of", "total_exponents",
+    "Recorder", "RunningBudget", "RunningGeometry", "angle_proxy", "arc_chord", "attribution", "attribution_cost", "budget", "bytes_needed",
+    "compare_maps", "conflict", "conflict_map", "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions", "decode",
+    "denoised", "dequantise", "deviation", "disagreement", "effective_dimension", "encode", "end_distance", "endpoints", "flow_curvature",
+    "forward_pairs", "intersection", "inverter", "lasso", "likelihood_by_steps", "load", "local_error", "log_likelihood", "lyapunov",
+    "map_verdict", "mean_and_error", "microscope", "moved", "nearest", "nfss", "noise_of", "normalised_path_energy", "normality",
+    "normality_verdict", "optimal_cost", "pair_flow", "pairs_dataset", "path_of", "pieces", "pixel_events", "point_density",
+    "principal_basis", "project", "record", "reflow", "reflow_pairs", "round_trip", "round_trip_by_steps", "run_from",
+    "sampling_discrepancy", "save", "step_length", "straightness", "strain_rates", "tightened", "torsion_of", "total_exponents",
     "trajectory", "turning_angle", "validate", "velocity_field", "velocity_jacobian",
 ]  # fmt: skip
