@@ -9,11 +9,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from explorer.errors import BadValue
 from explorer.process import Linear
 from explorer.process.oracles import GaussianMixture
 from explorer.trajectory import geometry as g
+from explorer.trajectory import subspace
 
 ROUND = 1e-11  # float64 rounding after a few hundred operations on numbers of order one
 
@@ -296,3 +299,141 @@ def test_feature_dimensions_are_flattened_and_input_precision_is_raised():
 def test_bad_times_are_refused(t, words):
     with pytest.raises(BadValue, match=words):
         g.straightness(torch.zeros(2, 3, 1), torch.tensor(t))
+
+
+# Laws that hold for every path, whatever its shape, precision and grid
+
+
+@st.composite
+def paths(draw, min_times: int = 4):
+    """Random walks (S, T, *shape) with strictly monotone uneven times in either direction, in float64 or float32."""
+    n, n_times = draw(st.integers(1, 4)), draw(st.integers(min_times, 9))
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(n, n_times, *shape, generator=generator, dtype=torch.float64).cumsum(dim=1)
+    t = (0.05 + torch.rand(n_times, generator=generator, dtype=torch.float64)).cumsum(dim=0)
+    return x.to(dtype), (t if draw(st.booleans()) else t.flip(0)), generator
+
+
+def shapes_of(x, t) -> dict[str, torch.Tensor]:
+    """Everything that depends on the form of a path alone: not on where it is, how it is turned, or its unit of time."""
+    out = {
+        "straightness": g.straightness(x, t), "gap": g.velocity_gap(x, t), "nfss": g.nfss(x, t).value,
+        "arc_chord": g.arc_chord(x).value, "length": g.arc_length(x), "menger": g.menger_curvature(x).value,
+        "turning": g.turning_angle(x).value, "cosine": g.step_cosine(x).value, "chord": g.chord(x).norm(dim=1),
+        "spectrum": subspace.path_spectrum(x), "deviation": subspace.chord_distance(x).value,
+        "torsion": subspace.torsion(x).value.abs(),
+    }  # fmt: skip
+    return {name: value.double() for name, value in out.items()}
+
+
+LENGTH = {
+    "straightness": 2, "gap": 2, "nfss": 0, "arc_chord": 0, "length": 1, "menger": -1, "turning": 0, "cosine": 0, "chord": 1,
+    "spectrum": 2, "deviation": 1, "torsion": -1,
+}  # fmt: skip
+"""Powers of the unit of length."""
+
+
+def assert_same(a: dict, b: dict, tolerance: float, powers: dict | None = None, unit: float = 1.0) -> None:
+    for name, value in a.items():
+        expected = b[name] * unit ** (powers or {}).get(name, 0)
+        # angles lose half the digits near 0, curvatures where points nearly coincide: the scale is the largest value
+        slack = (
+            tolerance * max(1.0, float(expected.abs().max())) * (1e3 if name in ("menger", "torsion", "turning") else 1)
+        )
+        torch.testing.assert_close(value, expected, rtol=0, atol=slack, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@given(paths())
+def test_geometry_does_not_see_where_a_path_lies_or_how_it_is_turned(path):
+    x, t, generator = path
+    x = x.double()
+    d = math.prod(x.shape[2:])
+    turn = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+    there = (x.flatten(2) @ turn.T + 3 * torch.randn(d, generator=generator, dtype=torch.float64)).reshape(x.shape)
+    assert_same(shapes_of(there, t), shapes_of(x, t), 1e-11)
+
+
+@given(paths(), st.floats(1e-3, 1e3))
+def test_every_quantity_scales_by_its_power_of_the_unit_of_length(path, unit):
+    x, t, _ = path
+    x = x.double()
+    assert_same(shapes_of(unit * x, t), shapes_of(x, t), 1e-11 * max(unit**2, unit**-1), LENGTH, unit)
+
+
+@given(paths(), st.floats(-50, 50), st.floats(0.01, 100))
+def test_time_has_no_unit_and_no_origin(path, start, unit):
+    x, t, _ = path
+    assert_same(shapes_of(x, unit * t + start), shapes_of(x, t), 1e-9)  # 50 against steps of 0.05 loses three digits
+
+
+@given(paths())
+def test_a_path_walked_backwards_has_the_same_form(path):
+    x, t, _ = path
+    forth, back = shapes_of(x, t), shapes_of(x.flip(1), t.flip(0))
+    for name in ("gap", "menger", "turning", "cosine", "deviation", "torsion"):  # these are by point or step
+        back[name] = back[name].flip(1)
+    assert_same(back, forth, 1e-11)
+
+
+@given(paths())
+def test_form_that_is_blind_to_speed_does_not_change_under_another_clock(path):
+    x, t, generator = path
+    other = (0.05 + torch.rand(len(t), generator=generator, dtype=torch.float64)).cumsum(dim=0)
+    other = other if float(t[-1] - t[0]) > 0 else other.flip(0)
+    a, b = shapes_of(x, t), shapes_of(x, other)
+    blind = ("arc_chord", "length", "menger", "turning", "cosine", "chord", "spectrum", "deviation", "torsion")
+    for name in blind:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+@given(paths())
+def test_straightness_is_a_variance_of_velocity(path):
+    """S >= 0, S + |D|^2 is the energy of the path, S / D of it per dimension, and adding a time point never lowers it."""
+    x, t, _ = path
+    s, w = g.straightness(x, t), g.time_weights(t)
+    v = g.flat(x).diff(dim=1) / w[:, None]
+    energy = (v.square().sum(dim=2) * w).sum(dim=1)
+    scale = float(energy.max()) + 1
+    assert float(s.min()) >= -1e-12 * scale
+    torch.testing.assert_close(s + g.chord(x).square().sum(dim=1), energy, rtol=0, atol=1e-11 * scale)
+    torch.testing.assert_close(g.straightness(x, t, per_dim=True) * v.shape[2], s, rtol=1e-12, atol=1e-12 * scale)
+    coarse = g.straightness(x[:, [0, 2, *range(3, len(t))]], t[[0, 2, *range(3, len(t))]])
+    assert float((coarse - s).max()) <= 1e-11 * scale
+    line = x[:, :1] + ((t - t[0]) / (t[-1] - t[0])).reshape(1, -1, *(1,) * (x.ndim - 2)) * (x[:, -1:] - x[:, :1])
+    assert float(g.straightness(line, t).max()) <= 1e-11 * scale
+
+
+@given(paths())
+def test_ranges(path):
+    x, t, _ = path
+    found = shapes_of(x, t)
+    assert float(found["nfss"].min()) >= -1e-12 and float(found["nfss"].max()) <= 4 + 1e-12
+    assert float(found["arc_chord"].min()) >= 1 - 1e-12
+    assert float(found["turning"].max()) <= math.pi + 1e-12 and float(found["cosine"].abs().max()) <= 1 + 1e-12
+    ratio = subspace.participation_ratio(found["spectrum"])
+    assert float(ratio.min()) >= 1 - 1e-9 and float(ratio.max()) <= min(x.shape[1], math.prod(x.shape[2:])) + 1e-9
+    n90, n99 = (subspace.n_components(found["spectrum"], share) for share in (0.9, 0.99))
+    assert bool((n90 >= 1).all() and (n99 >= n90).all() and (n99 <= math.prod(x.shape[2:])).all())
+    assert float((found["deviation"][:, [0, -1]]).max()) < 1e-9 * (1 + float(found["length"].max()))
+    total = g.flat(x).var(dim=1, unbiased=False).sum(dim=1)
+    torch.testing.assert_close(found["spectrum"].sum(dim=1), total, rtol=1e-9, atol=1e-12)
+
+
+@given(paths(), st.integers(2, 200))
+def test_the_budget_is_an_identity_of_pairs_that_flow_along_straight_lines(path, n):
+    """Where every conditional line is walked by one particle (V = 0, constant velocity) the cost is all chord: S = 0; and
+    the pair's share of V against its own mean velocity is 0. Noise and data are the ends of random walks.
+    """
+    x, _, _ = path
+    noise, data = x[:, 0].double(), x[:, -1].double()
+    t = torch.linspace(1, 0, n, dtype=torch.float64)
+    mesh = t.reshape(1, -1, *(1,) * (noise.ndim - 1))
+    line = mesh * noise[:, None] + (1 - mesh) * data[:, None]
+    cost, scale = g.coupling_cost(noise, data), 1 + float(g.coupling_cost(noise, data).max())
+    torch.testing.assert_close(g.chord(line).square().sum(dim=1), cost, rtol=1e-10, atol=1e-10)
+    assert float(g.straightness(line, t).max()) < 1e-9 * scale
+    v = (noise - data)[:, None].expand(-1, n, *noise.shape[1:])
+    assert float(g.straightness_of_velocity(v, t.flip(0), noise - data).max()) < 1e-20 * scale
+    assert float(g.intersection_by_time(noise - data, v).max()) == 0

@@ -11,12 +11,12 @@ import torch
 import xarray as xr
 
 from explorer import trajectory as tr
-from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.errors import BadFile, BadValue, NonFinite, UnknownName
 from explorer.models.base import Oracle
 from explorer.process import EDM, VP, Linear, Trig
 from explorer.process.oracles import GaussianMixture
 from explorer.sampling import DPMpp2M, EDMStochastic, Euler, Heun, OdeSampler, Seeds, TimeGrid, sample
-from explorer.trajectory import dataset, geometry
+from explorer.trajectory import dataset, geometry, storage
 from explorer.trajectory.storage import ZARR_CODECS
 
 
@@ -458,3 +458,179 @@ def test_a_trajectory_from_plain_arrays():
     assert float(tr.straightness(ds)[0]) == pytest.approx(4 * 100 * math.sin(w / 20) ** 2 - 4 * math.sin(w / 2) ** 2)
     np.testing.assert_allclose(tr.curvature(ds), 1.0)
     assert float(tr.turning_angle(ds)[0]) == pytest.approx(9 * w / 10)
+
+
+# Recordings that are projected, streamed, cut short
+
+
+def stop_at(batch: int, error: type[BaseException] = RuntimeError):
+    """An observer that breaks off in the third step of that batch."""
+    seen = [-1]
+
+    def observe(i, *rest):
+        seen[0] += i == 0
+        if seen[0] == batch and i == 2:
+            raise error("stopped")
+
+    return observe
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_finished_survives_an_interruption(error):
+    with pytest.raises(error) as caught:
+        tr.record(ring(labels=True), HEUN, range(11), batch=4, observe=stop_at(2, error))
+    xr.testing.assert_identical(caught.value.partial, tr.record(ring(labels=True), HEUN, range(8), batch=4))
+    assert "8 finished samples" in caught.value.__notes__[0]
+    with pytest.raises(error) as caught:
+        tr.record(ring(), HEUN, range(4), observe=stop_at(0, error))
+    assert caught.value.partial is None
+
+
+def test_what_was_finished_survives_a_sample_that_is_not_finite():
+    class Cursed(Oracle):
+        def predict(self, x_t, t, cond=None):
+            pred, kind = super().predict(x_t, t, cond)
+            return torch.where(cond[:, None] == 5, torch.nan, pred), kind
+
+    cursed, ds = Cursed(ring(labels=True).mixture, name="ring"), tr.record(ring(labels=True), HEUN, range(4), batch=2)
+    with pytest.raises(NonFinite) as caught:
+        tr.record(cursed, HEUN, range(8), batch=2)  # class 5 is in the third batch
+    xr.testing.assert_identical(caught.value.partial, ds)
+    assert caught.value.samples == [1]
+
+
+@pytest.mark.parametrize("name", ["run.nc", "run.zarr"])
+def test_a_streamed_recording_is_the_one_in_memory(tmp_path, name):
+    running = [tr.RunningGeometry(EDM()) for _ in range(2)]
+    keep = ("slope", "x0_hat", "error")
+    model = ring(labels=True)
+    plain = tr.record(model, HEUN, range(11), batch=4, keep=keep, n_keep=9, observe=running[0])
+    ds = tr.record(model, HEUN, range(11), batch=4, keep=keep, n_keep=9, observe=running[1], to=tmp_path / "in" / name)
+    xr.testing.assert_identical(ds, plain)
+    xr.testing.assert_identical(tr.load(tmp_path / "in" / name), plain)
+    assert running[1].n == 11 and [p.name for p in (tmp_path / "in").iterdir()] == [name]  # nothing else is left
+    xr.testing.assert_allclose(running[0].result(), running[1].result(), rtol=1e-10)
+    lazy = tr.load(tmp_path / "in" / name, lazy=True)
+    xr.testing.assert_allclose(tr.straightness(lazy), tr.straightness(plain), rtol=1e-12)
+    lazy.close()
+    # a second recording of the same name replaces the first
+    tr.record(model, HEUN, range(2), to=tmp_path / "in" / name)
+    assert tr.load(tmp_path / "in" / name).sizes["sample"] == 2
+
+
+@pytest.mark.parametrize("name", ["run.nc", "run.zarr"])
+def test_an_interrupted_stream_is_readable_and_goes_on(tmp_path, name):
+    file, model = tmp_path / name, ring(labels=True)
+    part = file.with_name(name.replace(".", ".part."))
+    with pytest.raises(RuntimeError) as caught:
+        tr.record(model, HEUN, range(11), batch=4, to=file, observe=stop_at(2))
+    assert caught.value.partial == str(part) and "8 of 11" in caught.value.__notes__[0]
+    xr.testing.assert_identical(tr.load(part), tr.record(model, HEUN, range(8), batch=4))
+    with pytest.raises(BadFile, match="8 of 11 samples"):
+        tr.load(file)
+    for others in ({"seeds": range(12)}, {"sampler": OdeSampler(Euler(), HEUN.grid)}, {"dtype": torch.float32}):
+        with pytest.raises(
+            BadValue, match="another " + ("n, seeds, labels" if "seeds" in others else next(iter(others)))
+        ):
+            tr.record(model, **{"sampler": HEUN, "seeds": range(11), **others}, to=file)
+    model.reset_calls()
+    ds = tr.record(model, HEUN, range(11), batch=999, to=file)  # goes on in batches of 4, as it began
+    assert model.n_calls == 23  # the last batch only
+    xr.testing.assert_identical(ds, tr.record(model, HEUN, range(11), batch=4))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["run.nc", "run.zarr"])
+def test_a_stream_killed_while_it_writes_keeps_the_batches_before(tmp_path, name, monkeypatch):
+    file = tmp_path / name
+    part, append = file.with_name(name.replace(".", ".part.")), storage.Stream._tell
+
+    def die(self, done):
+        if done == 8:
+            raise SystemExit  # the data of the second batch are written, that they are is not
+        append(self, done)
+
+    monkeypatch.setattr(storage.Stream, "_tell", die)
+    with pytest.raises(SystemExit):
+        tr.record(ring(), HEUN, range(10), batch=4, to=file)
+    monkeypatch.undo()
+    xr.testing.assert_identical(tr.load(part), tr.record(ring(), HEUN, range(4), batch=4))
+    xr.testing.assert_identical(
+        tr.record(ring(), HEUN, range(10), batch=4, to=file), tr.record(ring(), HEUN, range(10), batch=4)
+    )
+    with pytest.raises(BadValue, match="in the way"):
+        (tmp_path / "other.part.zarr").mkdir()
+        (tmp_path / "other.part.zarr" / "mine").touch()
+        tr.record(ring(), HEUN, range(2), to=tmp_path / "other.zarr")
+    with pytest.raises(BadValue, match="netCDF"):
+        tr.record(ring(), HEUN, range(2), to=tmp_path / "run.h5")
+
+
+def test_a_recording_too_large_for_memory_or_disk_says_what_would_fit(tmp_path, monkeypatch):
+    import shutil
+
+    model, one = ring(), tr.bytes_needed(1, 12, (2,))
+    with pytest.raises(BadValue, match=r"n_keep=5\b.*float32.*project=.*to='run.zarr'"):
+        tr.record(model, HEUN, range(100), limit=5 * one)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 30 * one))
+    with pytest.raises(BadValue, match=r"has .* GiB: keep 30 samples \(n_keep=30\)"):
+        tr.record(model, HEUN, range(100), to=tmp_path / "run.zarr")
+    with pytest.raises(BadValue, match=r"n_keep=15\).*\.zarr"):  # a netCDF file is there twice while it is joined
+        tr.record(model, HEUN, range(100), to=tmp_path / "run.nc")
+    with pytest.raises(BadValue, match="batch=7,"):
+        tr.record(model, HEUN, range(20), to=tmp_path / "run.zarr", limit=7 * one)
+    assert model.n_calls == 0 and not list(tmp_path.iterdir())
+    ds = tr.record(model, HEUN, range(20), to=tmp_path / "run.zarr", limit=7 * one, batch=7)
+    assert ds.sizes["sample"] == 20 and float(tr.straightness(ds).mean()) > 0  # larger than the limit: left on disk
+
+
+def test_a_projected_recording_is_the_projection_of_the_recording():
+    means = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    model = Oracle(GaussianMixture(means, 0.1))
+    whole = tr.record(model, HEUN, range(7), keep=("slope", "x0_hat", "error"), batch=4)
+    basis = tr.principal_basis(whole, 2)
+    expected = tr.project(whole, basis)
+    axes = torch.as_tensor(basis.axes.values).flatten(1)
+    for project in (basis, lambda x: x.flatten(1) @ axes.to(x.dtype).T):
+        ds = tr.record(model, HEUN, range(7), keep=("slope", "x0_hat", "error"), batch=4, project=project)
+        xr.testing.assert_allclose(ds, expected, rtol=1e-12)
+        assert ds.attrs["projected_from"] == "[1, 3, 3]" and ds.x.shape == (7, 13, 2)
+    assert tr.moved(ds, Linear()).attrs["projected_from"] == "[1, 3, 3]"
+    with pytest.raises(BadValue, match="projection"):
+        tr.local_error(ds, model)
+    with pytest.raises(BadValue, match="linear"):
+        tr.record(model, HEUN, range(2), project=lambda x: x.flatten(1)[:, :2] + 1)
+    with pytest.raises(BadValue, match="numbers"):
+        tr.record(model, HEUN, range(2), project=lambda x: x[:, :, 0])
+    with pytest.raises(BadValue, match="shape"):
+        tr.record(ring(), HEUN, range(2), project=basis)
+    small = tr.bytes_needed(7, 12, (2,))
+    tr.record(model, HEUN, range(7), project=basis, limit=small)
+    with pytest.raises(BadValue, match="limit"):
+        tr.record(model, HEUN, range(7), limit=small)
+
+
+def test_a_run_that_turns_back_falls_into_pieces():
+    t = [10.0, 3.0, 1.0, 3.0, 1.0, 0.5, 0.0]
+    x = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(BadValue, match="strictly"):
+        tr.trajectory({"x": x}, t, EDM())
+    ds = tr.trajectory({"x": x}, t, EDM(), turning=True)
+    with pytest.raises(BadValue, match="turns back"):
+        tr.straightness(ds)
+    first, second = tr.pieces(ds)
+    assert first.t.values.tolist() == [10, 3, 1] and second.t.values.tolist() == [3, 1, 0.5, 0]
+    assert tr.validate(second) is second and tr.straightness(second).shape == (2,)
+    run = tr.record(ring(), HEUN, range(2))
+    assert len(tr.pieces(run)) == 1 and tr.pieces(run)[0].identical(run)
+
+
+def test_running_geometry_counts_what_has_no_direction():
+    still = Oracle(GaussianMixture(torch.zeros(1, 2), 1.0), VP(), name="unit Gaussian: nothing moves on this path")
+    running = tr.RunningGeometry(VP())
+    ds = tr.record(still, OdeSampler(DPMpp2M(), TimeGrid.karras(6, 0.1, 10)), range(5), observe=running)
+    stored = int(tr.nfss(ds).attrs["n_clamped"])
+    assert running.result().attrs["n_clamped"] == stored
+    moving = tr.RunningGeometry(EDM())
+    sample(ring(), HEUN, range(5), observe=moving)
+    assert moving.result().attrs["n_clamped"] == 0
