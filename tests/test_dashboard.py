@@ -15,12 +15,14 @@ import torch
 
 pytest.importorskip("panel")
 
-from explorer.apps import catalogue, views
+from explorer.apps import catalogue, choices, views
 from explorer.apps.pages.sampler_lab import SamplerLab
-from explorer.apps.session import Cache, Session
+from explorer.apps.results import Cache
+from explorer.apps.session import Session
 from explorer.apps.worker import Baton, Worker
 from explorer.errors import BadValue, ExplorerError
-from explorer.knobs import names
+from explorer.knobs import SamplerKnobs, names
+from explorer.sampling import GRIDS, SOLVERS
 
 POINTS, IMAGES = "oracle-8gaussians", "oracle-digits"
 PATIENCE = 120.0  # seconds before a wait counts as hung; shared machines stall
@@ -138,6 +140,50 @@ def test_a_second_visitor_gets_seen_settings_at_once(worker):
     first.settle()
     second.open()
     assert second.session._job is None and second.hero["value"] == first.hero["value"]
+
+
+def test_more_samples_go_on_from_those_that_are_there(worker):
+    model = catalogue.model(POINTS)
+    desk, fresh = Desk(worker), Desk(worker)
+    desk.open(n=256, n_steps=4)
+    desk.settle()
+    first = desk.session.result
+    model.reset_calls()
+    desk.send("n", value=512)
+    assert desk.session.result.live.n_done == 256 and desk.session.result.live.n == 512, "shown at once"
+    assert desk.hero["n"] == "256 of 512" and desk.hero["value"] != "–" and desk.session.result.plane is first.plane
+    desk.settle()
+    assert model.n_calls == 7, "one more batch of 7 evaluations"
+    assert sorted(desk.session.result.course) == [64, 256, 512] and set(desk.session.result.metrics) == {256, 512}
+    fresh.open(n=512, n_steps=4)
+    fresh.settle()
+    assert fresh.session.result.live.estimate == desk.session.result.live.estimate, "to the last bit"
+    assert first.live.n_done == 256 and first.complete, "the shorter one is still there"
+    desk.send("n", value=256)
+    assert desk.session._job is None and desk.session.result.live.n_done == 256
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(desk):
+    desk.open(n=2000, n_steps=30)
+    desk.until(lambda: desk.session.result.live is not None and desk.session.result.live.n_done >= 256)
+    desk.send("cancel")
+    stopped = desk.session.result.live.n_done
+    desk.send("run")
+    assert desk.session.result.live.n_done == stopped
+    desk.until(lambda: desk.session.result.live.n_done > stopped)
+    assert desk.session.result.live.n_done == min(2000, stopped + 256)
+    desk.send("cancel")
+
+
+def test_a_second_visitor_goes_on_from_what_the_first_has_measured(worker):
+    cache = Cache()
+    first, second = Desk(worker, cache), Desk(worker, cache)
+    first.open(n=256, n_steps=3)
+    first.settle()
+    second.open(n=512, n_steps=3)
+    assert second.session.result.live.n_done == 256
+    second.settle()
+    assert second.session.result.live.n_done == 512
 
 
 def test_cancel_keeps_what_was_measured(desk):
@@ -274,6 +320,63 @@ def test_bad_values_become_one_sentence_and_the_page_lives(desk, knob, value, wo
     desk.send("set", knob="n_steps", value=3)
     desk.settle()
     assert desk.session.result.complete
+
+
+def test_curves_by_step_are_there_or_say_why_not(desk):
+    desk.open(solver="heun", n_steps=4)
+    desk.settle()
+    curves = {c["name"]: c for c in desk.lab.steps.data["b"]["curves"]}
+    assert list(curves) == list(views.CURVES) and all(c["doc"] and c["title"] for c in curves.values())
+    geometry = desk.session.result.live.geometry
+    assert curves["step_error"]["mean"][:3] == geometry.step_error.values.tolist()[:3]
+    assert curves["step_error"]["mean"][3] is None, "the last step is Euler's and has no estimate"
+    assert curves["velocity_gap"]["mean"] == geometry.velocity_gap.values.tolist()
+    assert "straightness S" in desk.lab.steps.data["summary"]
+    desk.send("set", knob="solver", value="euler")
+    desk.settle()
+    curves = {c["name"]: c for c in desk.lab.steps.data["b"]["curves"]}
+    assert "no embedded estimate" in curves["step_error"]["reason"] and not curves["velocity_gap"]["reason"]
+
+
+def test_solvers_and_grids_are_listed_with_what_they_are_and_cost():
+    model = catalogue.model(IMAGES)
+    knobs = SamplerKnobs.for_model(model, n_steps=7)
+    for name, option in zip(SOLVERS, choices.solvers(knobs, model), strict=True):
+        sampler = SamplerKnobs.for_model(model, n_steps=7, solver=name).build(model)[1]
+        assert f"NFE {sampler.nfe(model)}" in option["hint"], name
+        assert option["group"] != choices.OTHER and len(option["doc"]) > 30, f"{name} has no family or no words"
+        assert (option["group"] == choices.NOISY) == bool(sampler.solver.stochastic), name
+    for name, option in zip(GRIDS, choices.grids(), strict=True):
+        assert option["group"] and len(option["doc"]) > 20, name
+    listed = {c["name"]: c for c in views.knobs_data(Session(None))["controls"]}
+    assert len(listed["solver"]["options"]) == len(SOLVERS) and len(listed["grid"]["options"]) == len(GRIDS)
+    assert "options" not in listed["n_steps"]
+
+
+@pytest.mark.parametrize("model", ["digits", POINTS])
+def test_every_solver_and_grid_runs_from_the_page(desk, model):
+    """Measured, previewed, its filmstrip or particles drawn, its steps described: without an error on the page."""
+    desk.open(model=model, n_steps=4)
+    desk.send("cancel")
+    desk.session.n = 16
+    for knobs in [{"solver": name} for name in SOLVERS] + [{"grid": name} for name in GRIDS]:
+        desk.session.set(**{**catalogue.defaults(model), "n_steps": 4, **knobs})
+        assert desk.error == "", knobs
+        if model == "digits":
+            desk.send("film", index=0)
+            desk.session.film.clear()
+        desk.settle()
+        assert desk.error == "" and desk.session.result.complete, knobs
+        live = desk.session.result.live
+        assert live.x.isfinite().all() and live.nfe > 0, knobs
+        data = desk.lab.steps.data["b"]
+        assert all(c["reason"] or len(c["mean"]) == len(data["sigmas"]) - 1 for c in data["curves"]), knobs
+        if model == "digits":
+            desk.until(lambda: "b" in desk.session.film)
+            assert torch.allclose(desk.session.film["b"].frames[-1].double(), live.x[0], atol=1e-4), knobs
+            assert desk.lab.steps.film["strips"][0]["count"] == len(data["sigmas"]), knobs
+        else:
+            assert desk.session.result.plane is not None, knobs
 
 
 def test_unknown_messages_and_bugs_do_not_take_the_page_down(desk, monkeypatch):

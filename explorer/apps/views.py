@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from explorer.apps import catalogue
+from explorer.apps import catalogue, choices
 from explorer.apps.results import Film, Plane, Result
 from explorer.apps.session import Session
 from explorer.apps.settings import N_CHOICES, Setting
@@ -22,10 +22,40 @@ N_COLORS = 6
 COLUMNS = 8
 OPEN_GROUPS = ("Solver", "Schedule", "Guidance", "Skip-tuning")
 SETTLED_FROM = 15  # samples per feature from which a number counts as settled
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a quantity by step is shown: on its chip, over its curve, with its unit, and in words."""
+
+    short: str
+    title: str
+    unit: str
+    log: bool
+    doc: str
+
+
 CURVES = {
-    "turning_angle": ("turning, rad per step", False),
-    "curvature": ("curvature, 1 / data unit", True),
-    "step_length": ("step length, data units", True),
+    "step_error": Curve(
+        "error",
+        "step error",
+        "data units, embedded estimate",
+        True,
+        "Gap between the step and the lower-order one that its slopes also give: no network call, and an upper bound in practice.",
+    ),
+    "velocity_gap": Curve(
+        "straightness",
+        "gap to the chord",
+        "data units², linear path",
+        True,
+        "Squared distance of each step's velocity from the mean one, on the linear path; its mean over time is the straightness S. "
+        "Liu 2022, arXiv 2209.14577.",
+    ),
+    "curvature": Curve(
+        "curvature", "curvature", "1 / data unit", True, "Menger curvature of the three states around each step."
+    ),
+    "turning_angle": Curve("turning", "turning", "rad per step", False, "Angle between one step and the next."),
+    "step_length": Curve("length", "step length", "data units", True, "How far each step moves a sample."),
 }
 
 
@@ -93,6 +123,8 @@ def knobs_data(session: Session) -> dict:
     controls = []
     for c in knobs.controls(model):
         item = {k: (list(v) if isinstance(v, tuple) else v) for k, v in asdict(c).items()}
+        if c.kind == "choice":
+            item["options"] = choices.options(c, knobs, model)
         item["differs"] = getattr(knobs, c.name) != reference[c.name] and not c.reason
         item["set"] = c.name == "skip_bank" and knobs.skip_bank is not None
         controls.append(item)
@@ -136,7 +168,6 @@ def samples_data(session: Session) -> dict:
         "seed": session.knobs.seed,
         "columns": COLUMNS,
         "count": len(b.live.x) if b is not None and b.live is not None else 0,
-        "selected": session.film_index,
         "missing": _missing(session),
     }
     if data["kind"] == "points":
@@ -306,14 +337,19 @@ def _steps(session: Session, result: Result | None) -> dict | None:
         sigmas = setting.knobs.build(model)[1].grid.sigmas(model.path)
     except ValueError:
         return None
-    curves = []
-    if result.live is not None and result.live.geometry is not None:
-        ds = result.live.geometry
-        for name, (title, log) in CURVES.items():
-            mean = [_number(v) for v in ds[name].values.tolist()]
-            error = [_number(v) or 0.0 for v in ds[f"{name}_se"].values.tolist()]
-            curves.append({"name": name, "title": title, "log": log, "sigma": sigmas[:-1], "mean": mean, "se": error})
+    geometry = None if result.live is None else result.live.geometry
+    curves = [] if geometry is None else [_curve(geometry, name, sigmas[:-1]) for name in CURVES]
     return {"sigmas": sigmas, "curves": curves, "color": color(session, setting)}
+
+
+def _curve(geometry, name: str, sigmas: list[float]) -> dict:
+    """A quantity by step with its errors, or the reason why this solver has none."""
+    out = {"name": name, **asdict(CURVES[name]), "sigma": sigmas, "mean": [], "se": [], "reason": ""}
+    if name not in geometry:
+        return out | {"reason": f"Not here: {geometry.attrs.get(name, 'this sampler does not give it')}."}
+    out["mean"] = [_number(v) for v in geometry[name].values.tolist()]
+    out["se"] = [_number(v) or 0.0 for v in geometry[f"{name}_se"].values.tolist()]
+    return out
 
 
 def _summary(result: Result | None) -> str:
@@ -321,10 +357,18 @@ def _summary(result: Result | None) -> str:
         return ""
     ds = result.live.geometry
     facts = []
-    for name, words in (("arc_chord", "arc / chord"), ("total_turning", "turning")):
-        value, error = float(ds[name]), float(ds[f"{name}_se"])
-        facts.append(f"{words} {plus_minus(value, error)}" + (" rad" if name == "total_turning" else ""))
-    return " · ".join(facts) + f" · n {thousands(result.live.n_done)}"
+    for name, words, unit in (
+        ("arc_chord", "arc / chord", ""),
+        ("total_turning", "turning", " rad"),
+        ("straightness_linear", "straightness S", ""),
+    ):
+        if name in ds and math.isfinite(float(ds[f"{name}_se"])):
+            facts.append(f"{words} {plus_minus(float(ds[name]), float(ds[f'{name}_se']))}{unit}")
+    few = ds.attrs.get("n_curves", result.live.n_done)
+    counted = f"n {thousands(result.live.n_done)}" + (
+        f", error and straightness {few}" if few < result.live.n_done else ""
+    )
+    return " · ".join([*facts, counted])
 
 
 def _caveat(session: Session) -> str:

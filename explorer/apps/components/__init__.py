@@ -64,6 +64,7 @@ class Samples(Pane):
     """The sheet of pictures, or the particles of a 2-D model."""
 
     data = param.Dict(default={})
+    selected = param.Integer(default=None, allow_None=True)
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "samples.js")

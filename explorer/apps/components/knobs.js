@@ -11,7 +11,96 @@ function scaleOf(c) {
   };
 }
 
-const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+/**
+ * Choice among many: a button that opens a list one can search, by family, with a hint beside each name and, below, what the marked one
+ * is. Closed, the arrow keys step through it and a letter begins a search, as in a select.
+ */
+function chooser(pane, c, id, set) {
+  let now = c, shown = [], marked = 0;
+  const name = h("span", { class: "name" }), hint = h("span", { class: "hint" });
+  const button = h("button", { id, type: "button", class: "chooser wide", "data-knob": c.name, "aria-haspopup": "listbox", "aria-expanded": "false" }, name, hint);
+  const search = h("input", { type: "text", placeholder: "search", "aria-label": `Search ${c.title}`, role: "combobox", "aria-expanded": "true", "aria-controls": `${id}-list`, spellcheck: "false", autocomplete: "off" });
+  const list = h("div", { class: "list", role: "listbox", id: `${id}-list`, "aria-label": c.title });
+  const about = h("div", { class: "about", "aria-live": "polite" });
+  const menu = overlay(pane, { class: "choices" }, search, list, about);
+
+  function close(back) {
+    if (!menu.open) return;
+    menu.hide();
+    button.setAttribute("aria-expanded", "false");
+    if (back) button.focus();
+  }
+  function take(i) { close(true); if (now.choices[i] !== now.value) set(now.choices[i]); }
+  function open(text = "") {
+    if (button.disabled) return;
+    search.value = text;
+    fill();
+    menu.placeAt(button, true);
+    button.setAttribute("aria-expanded", "true");
+    search.focus();
+    mark(Math.max(0, shown.indexOf(now.choices.indexOf(now.value))));
+  }
+  function fill() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const fits = (i, where) => words.every((word) => where(i).toLowerCase().includes(word));
+    const titled = (i) => `${now.names[i]} ${now.options[i].group} ${now.options[i].hint}`;
+    const all = [...now.names.keys()];
+    let found = all.filter((i) => fits(i, titled));
+    if (!found.length) found = all.filter((i) => fits(i, (k) => `${titled(k)} ${now.options[k].doc}`));
+    const groups = [...new Set(found.map((i) => now.options[i].group))];
+    shown = groups.flatMap((group) => found.filter((i) => now.options[i].group === group));
+    list.replaceChildren(...(shown.length ? [] : [h("div", { class: "none" }, "Nothing of that name.")]), ...groups.map((group) =>
+      h("div", { role: "group", "aria-label": group }, h("div", { class: "group" }, group),
+        shown.filter((i) => now.options[i].group === group).map((i) =>
+          h("div", { role: "option", id: `${id}-${i}`, "data-choice": now.names[i], "aria-selected": now.choices[i] === now.value ? "true" : "false",
+            onclick: () => take(i), onpointermove: () => { if (shown[marked] !== i) mark(shown.indexOf(i), false); } },
+          h("span", { class: "name" }, now.names[i]), h("span", { class: "hint" }, now.options[i].hint))))));
+  }
+  function mark(k, scroll = true) {
+    marked = clamp(k, 0, Math.max(0, shown.length - 1));
+    const i = shown[marked];
+    for (const node of list.querySelectorAll("[role=option]")) node.classList.toggle("marked", node.id === `${id}-${i}`);
+    search.setAttribute("aria-activedescendant", i === undefined ? "" : `${id}-${i}`);
+    about.textContent = i === undefined ? "" : now.options[i].doc;
+    const node = list.querySelector(".marked");
+    if (!node || !scroll) return;
+    if (marked === 0) list.scrollTop = 0;
+    else if (node.offsetTop + node.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = node.offsetTop + node.offsetHeight - list.clientHeight + 4;
+    else if (node.offsetTop < list.scrollTop) list.scrollTop = node.offsetTop - 4;
+  }
+  button.addEventListener("click", () => (menu.open ? close(true) : open()));
+  button.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) {
+      event.preventDefault();
+      const i = clamp(now.choices.indexOf(now.value) + step, 0, now.choices.length - 1);
+      if (now.choices[i] !== now.value) set(now.choices[i]);
+    } else if (/^[a-z0-9]$/.test(event.key) && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault(); event.stopPropagation();
+      open(event.key);
+      search.setSelectionRange(1, 1);
+    }
+  });
+  search.addEventListener("input", () => { fill(); mark(0); });
+  search.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8 }[event.key];
+    if (step) { event.preventDefault(); mark(marked + step); }
+    else if (event.key === "Enter") { event.preventDefault(); if (shown.length) take(shown[marked]); }
+    else if (event.key === "Escape") { event.preventDefault(); close(true); }
+    else if (event.key === "Tab") close(true);
+  });
+  menu.box.addEventListener("pointerdown", (event) => { if (event.target !== search) event.preventDefault(); });  // the search keeps the focus
+  menu.box.addEventListener("focusout", (event) => { if (!menu.box.contains(event.relatedTarget) && event.relatedTarget !== button) close(false); });
+  const show = (x) => {
+    now = x;
+    const i = x.choices.findIndex((v) => v === x.value);
+    name.textContent = x.names[i] ?? "";
+    hint.textContent = x.options[i]?.hint ?? "";
+    if (menu.open) { fill(); mark(marked); }
+  };
+  return { button, show };
+}
 
 export function render({ model, el }) {
   const send = (message) => model.send_msg(message);
@@ -57,7 +146,8 @@ export function render({ model, el }) {
     const range = c.kind === "choice" ? "" : `${short(c.low)} to ${short(c.high)}${c.unit ? " " + c.unit : ""}`;
     const base = c.kind === "choice" || c.kind === "bank" ? c.names[c.choices.indexOf(c.default)] : short(c.default);
     const facts = [range && `Range ${range}`, base && `default ${base}`, "double click resets"].filter(Boolean).join(" · ");
-    tip.show(target, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), h("div", { class: "range" }, facts), c.reason ? h("div", { class: "why" }, c.reason) : "");
+    const chosen = c.options?.[c.choices.indexOf(c.value)]?.doc;
+    tip.show(target, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), chosen ? h("div", { class: "chosen" }, h("b", {}, c.value), ` ${chosen}`) : "", h("div", { class: "range" }, facts), c.reason ? h("div", { class: "why" }, c.reason) : "");
   }
 
   function row(c) {
@@ -65,8 +155,13 @@ export function render({ model, el }) {
     const control = () => model.data.controls.find((x) => x.name === c.name);
     const label = h("label", { for: id }, h("span", { class: "dot", title: "differs from A" }), c.title);
     const set = (value) => send({ type: "set", knob: c.name, value });
+    const why = h("span", { class: "reason" });
     let inputs, show;
-    if (c.kind === "choice") {
+    if (c.kind === "choice" && c.options) {
+      const made = chooser(pane, c, id, set);
+      inputs = [made.button];
+      show = made.show;
+    } else if (c.kind === "choice") {
       const choice = h("select", { id, class: "wide", "data-knob": c.name, onchange: () => set(c.choices[choice.selectedIndex]) }, c.names.map((name) => h("option", {}, name)));
       inputs = [choice];
       show = (x) => { choice.selectedIndex = x.choices.findIndex((v) => v === x.value); };
@@ -84,7 +179,7 @@ export function render({ model, el }) {
         number.show(Number(x.value.toPrecision(4)));
       };
     }
-    const line = h("div", { class: "knob", "data-row": c.name, ondblclick: (e) => { e.preventDefault(); send({ type: "reset", knob: c.name }); } }, label, inputs);
+    const line = h("div", { class: "knob", "data-row": c.name, ondblclick: (e) => { e.preventDefault(); send({ type: "reset", knob: c.name }); } }, label, inputs, why);
     for (const part of [label, ...inputs]) {
       part.addEventListener("pointerenter", () => { if (part === label || control().reason) explain(line, control()); });
       part.addEventListener("pointerleave", tip.hide);
@@ -97,6 +192,7 @@ export function render({ model, el }) {
     rows.set(c.name, (x) => {
       show(x);
       line.classList.toggle("off", Boolean(x.reason));
+      why.textContent = x.reason;
       line.classList.toggle("differs", x.differs);
       for (const input of inputs) { input.disabled = Boolean(x.reason); input.setAttribute("aria-description", x.reason || x.doc); }
     });
@@ -153,9 +249,10 @@ export function render({ model, el }) {
   function draw() {
     const d = model.data;
     if (!d.controls) return;
-    const key = JSON.stringify(d.controls.map((c) => [c.name, c.names, c.low, c.high, c.default]));
+    const key = JSON.stringify(d.controls.map((c) => [c.name, c.names, c.low, c.high, c.default, Boolean(c.options)]));
     if (key !== structure) {
       structure = key;
+      for (const box of pane.querySelectorAll(".choices")) box.remove();
       rows.clear();
       openGroups = openGroups || new Set(d.open);
       body.replaceChildren(...d.groups.map((group) => {

@@ -24,6 +24,7 @@ function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
+  if (size >= 1e5) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
   if (size >= 1000 || size < 0.0005) return Number(value.toPrecision(2)).toString();
   return Number(value.toPrecision(3)).toString();
 }

@@ -9,7 +9,8 @@ export function render({ model, el }) {
   const sheet = h("div", { class: "sheet", role: "group", "aria-label": "Samples; arrow keys walk, Enter opens the filmstrip" });
   const detail = h("div", { class: "side", "data-part": "detail" });
   const empty = h("div", { class: "empty" });
-  const cloud = makeCloud({ onPick: (k) => pick(k) });
+  const link = sigmaLink(model, (sigma) => cloud.point(sigma));
+  const cloud = makeCloud({ onPick: (k) => pick(k), tell: link.tell });
   const pane = h("section", { class: "pane card samples", "aria-label": "Samples" }, head, empty, sheet, detail, cloud.stage);
 
   function choose(next) {
@@ -52,7 +53,6 @@ export function render({ model, el }) {
 
   function draw() {
     const d = model.data;
-    if (d.selected !== undefined) selected = d.selected;
     if (side === "a" && !d.a) side = "b";
     const shown = side === "a" ? d.a : d.b;
     for (const [button, data, letter] of [[buttonA, d.a, "A"], [buttonB, d.b, d.a ? "B" : "now"]]) {
@@ -99,12 +99,14 @@ export function render({ model, el }) {
   }
 
   model.on("data", draw);
+  model.on("selected", () => { selected = model.selected; draw(); });
+  selected = model.selected;
   draw();
   return pane;
 }
 
 /** Particles of a 2-D model over its density, with the velocity field at the scrubbed noise level. */
-function makeCloud({ onPick }) {
+function makeCloud({ onPick, tell }) {
   const canvas = h("canvas", { tabindex: 0, role: "img", "aria-label": "Particles in the plane" });
   const play = h("button", { class: "btn", type: "button", "aria-label": "Play the path from noise to data", "data-act": "play" }, "▶");
   const slider = h("input", { type: "range", min: 0, max: 1, step: "any", value: 1, "aria-label": "Time, from noise to data" });
@@ -113,7 +115,7 @@ function makeCloud({ onPick }) {
   const trails = h("input", { type: "checkbox", checked: true });
   const stage = h("div", { class: "stage" }, canvas,
     h("div", { class: "scrub" }, play, slider, when, h("label", {}, field, "velocity"), h("label", {}, trails, "trails")));
-  let shown = null, frames = null, velocity = null, picture = null, context_data = null, at = 1, timer = null, key = "", picked = null;
+  let shown = null, frames = null, velocity = null, picture = null, context_data = null, at = 1, timer = null, key = "", picked = null, pointed = null;
 
   const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
   const css = (name) => getComputedStyle(canvas).getPropertyValue(name).trim();
@@ -137,7 +139,7 @@ function makeCloud({ onPick }) {
     if (canvas.width !== size) canvas.width = canvas.height = size;
     const c = canvas.getContext("2d"), n = shown.n, steps = shown.sigmas.length - 1, r = context_data.extent;
     const x = (v) => (v + r) / (2 * r) * size, y = (v) => (r - v) / (2 * r) * size;
-    const place = at * steps, i = Math.min(Math.floor(place), steps - 1), f = place - i;
+    const place = now() * steps, i = Math.min(Math.floor(place), steps - 1), f = place - i;
     const get = (t, k, axis) => frames[(t * n + k) * 2 + axis];
     c.clearRect(0, 0, size, size);
     if (picture?.complete) { c.globalAlpha = css("color-scheme") === "dark" ? 0.5 : 0.42; c.imageSmoothingEnabled = true; c.drawImage(picture, 0, 0, size, size); c.globalAlpha = 1; }
@@ -168,18 +170,35 @@ function makeCloud({ onPick }) {
       c.beginPath(); c.arc(x(px), y(py), (mark ? 5 : 2.1) * devicePixelRatio, 0, 7); c.globalAlpha = mark ? 1 : 0.8; c.fill(); c.globalAlpha = 1;
     }
     when.textContent = `σ ${short(shown.sigmas[i] * (1 - f) + shown.sigmas[i + 1] * f)}`;
-    slider.value = at;
+    slider.value = now();
   }
 
-  function stop() { if (timer) cancelAnimationFrame(timer); timer = null; play.textContent = "▶"; }
+  /** Where on the path the picture stands: where another pane points, else where the slider was left. */
+  const now = () => pointed ?? at;
+  function place(sigma) {
+    const levels = shown.sigmas, steps = levels.length - 1;
+    const i = levels.findIndex((v, k) => k === steps || (sigma <= v && sigma > levels[k + 1]));
+    return i < 0 ? 0 : i === steps ? 1 : (i + (levels[i] - sigma) / (levels[i] - levels[i + 1])) / steps;
+  }
+  function sigmaNow() {
+    const levels = shown.sigmas, steps = levels.length - 1, i = Math.min(Math.floor(at * steps), steps - 1), f = at * steps - i;
+    return levels[i] * (1 - f) + levels[i + 1] * f;
+  }
+  function point(sigma) {
+    pointed = sigma === null || !shown || timer ? null : place(sigma);
+    draw();
+  }
+
+  function stop() { if (timer) { cancelAnimationFrame(timer); tell(null); } timer = null; play.textContent = "▶"; }
   play.addEventListener("click", () => {
     if (timer) return stop();
     play.textContent = "❚❚";
     const start = performance.now() - (at >= 1 ? 0 : at * 3200);
-    const tick = (now) => { at = Math.min(1, (now - start) / 3200); draw(); timer = at < 1 ? requestAnimationFrame(tick) : null; if (!timer) stop(); };
+    const tick = (time) => { at = Math.min(1, (time - start) / 3200); draw(); tell(at < 1 ? sigmaNow() : null); timer = at < 1 ? requestAnimationFrame(tick) : null; if (!timer) stop(); };
     timer = requestAnimationFrame(tick);
   });
-  slider.addEventListener("input", () => { stop(); at = slider.valueAsNumber; draw(); });
+  slider.addEventListener("input", () => { stop(); at = slider.valueAsNumber; draw(); tell(sigmaNow()); });
+  for (const done of ["change", "blur", "pointerleave"]) slider.addEventListener(done, () => { if (!timer) tell(null); });
   field.addEventListener("change", draw);
   trails.addEventListener("change", draw);
   canvas.addEventListener("click", (e) => {
@@ -187,7 +206,7 @@ function makeCloud({ onPick }) {
     const box = canvas.getBoundingClientRect(), r = context_data.extent, T = shown.sigmas.length - 1;
     const px = (e.clientX - box.left) / box.width * 2 * r - r, py = r - (e.clientY - box.top) / box.height * 2 * r;
     let best = 1e9;
-    const place = at * T, i = Math.min(Math.floor(place), T - 1), f = place - i;
+    const spot = now() * T, i = Math.min(Math.floor(spot), T - 1), f = spot - i;
     for (let k = 0; k < shown.n; k++) {
       const q = (axis) => frames[(i * shown.n + k) * 2 + axis] * (1 - f) + frames[((i + 1) * shown.n + k) * 2 + axis] * f;
       const gap = Math.hypot(q(0) - px, q(1) - py);
@@ -197,5 +216,5 @@ function makeCloud({ onPick }) {
     onPick(picked);
   });
   new ResizeObserver(draw).observe(canvas);
-  return { stage, show, stop };
+  return { stage, show, stop, point };
 }

@@ -1,13 +1,44 @@
+const ROW = 92, LEAST = 56;                              // height of one curve, and below which it is not squeezed
+
 export function render({ model, el }) {
   const frames = new Map();                              // one vertical frame per curve, kept until another model is chosen
-  let wide = new Frame(), chosen = null, modelKey = null, hover = null, geometry = null, past = null;
+  let wide = new Frame(), modelKey = null, hover = null, pointed = null, geometry = null, past = null;
+  let wanted = remembered() || ["step_error", "velocity_gap"];
 
   const note = h("span", { class: "note", "data-part": "step-note", "aria-live": "off" });
-  const pick = h("select", { "aria-label": "Quantity shown by step", onchange: () => { chosen = pick.value; draw(); } });
+  const picks = h("div", { class: "picks", role: "group", "aria-label": "Quantities shown by step" });
   const chart = s("svg", { role: "img", tabindex: 0, "aria-label": "Quantities by step against the noise level; arrow keys walk the steps" });
-  const pane = h("section", { class: "pane card steps", "aria-label": "Steps" }, h("div", { class: "head" }, h("h2", {}, "Steps"), note, pick), chart);
+  const pane = h("section", { class: "pane card steps", "aria-label": "Steps" }, h("div", { class: "head" }, h("h2", {}, "Steps"), picks), note, chart);
+  const tip = tooltip(pane);
+  const link = sigmaLink(model, (sigma) => { pointed = sigma; light(); });
+
+  function remembered() {
+    try { return JSON.parse(localStorage.getItem("explorer-curves")); } catch { return null; }
+  }
+  function toggle(name) {
+    wanted = wanted.includes(name) ? wanted.filter((other) => other !== name) : [...wanted, name];
+    try { localStorage.setItem("explorer-curves", JSON.stringify(wanted)); } catch { /* private window: lasts until reload */ }
+    draw();
+  }
 
   const frameOf = (name) => frames.get(name) || frames.set(name, new Frame()).get(name);
+
+  function drawPicks(known) {
+    const key = known.map((c) => [c.name, c.reason]).join("|");
+    if (picks.dataset.key !== key) {
+      picks.dataset.key = key;
+      picks.replaceChildren(...known.map((c) => {
+        const pick = h("button", { type: "button", "data-curve": c.name, "aria-disabled": Boolean(c.reason), onclick: () => { if (!c.reason) toggle(c.name); } }, c.short);
+        const tell = () => tip.show(pick, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), c.reason ? h("div", { class: "why" }, c.reason) : "");
+        pick.addEventListener("pointerenter", tell);
+        pick.addEventListener("focus", () => { if (pick.matches(":focus-visible")) tell(); });
+        pick.addEventListener("pointerleave", tip.hide);
+        pick.addEventListener("blur", tip.hide);
+        return pick;
+      }));
+    }
+    for (const pick of picks.children) pick.setAttribute("aria-pressed", wanted.includes(pick.dataset.curve));
+  }
 
   function draw() {
     const d = model.data, ghost = model.ghost, film = model.film;
@@ -15,17 +46,14 @@ export function render({ model, el }) {
     if (d.model !== modelKey) { modelKey = d.model; frames.clear(); wide = new Frame(); past = null; }
     if (d.b.curves.length) past = d.b.curves;
     const waiting = !d.b.curves.length;                 // the last curves stay, faint, until the first new ones are there
-    const curves = waiting ? past || [] : d.b.curves;
-    const options = curves.map((c) => c.name).join();
-    if (pick.dataset.options !== options) {
-      pick.dataset.options = options;
-      pick.replaceChildren(...curves.map((c) => h("option", { value: c.name }, c.title)));
-    }
-    pick.hidden = !curves.length;
-    if (!curves.some((c) => c.name === chosen)) chosen = curves[0]?.name;
-    pick.value = chosen;
+    const known = waiting ? past || [] : d.b.curves;
+    drawPicks(known);
+    const curves = known.filter((c) => wanted.includes(c.name) && !c.reason);
 
-    const width = chart.clientWidth || 600, height = Math.max(chart.clientHeight, 262);
+    const filmRows = film?.strips?.length || 0, axisSpace = (filmRows ? 20 : 34) + (d.a ? 34 : 20) + 12;
+    const least = axisSpace + Math.max(1, curves.length) * LEAST + (filmRows ? filmRows * 38 + 12 : 0);
+    chart.style.minHeight = `${Math.max(230, least)}px`;
+    const width = chart.clientWidth || 600, height = Math.max(chart.clientHeight, least, 230);
     chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const left = 46, right = 14, zeroWidth = 30;
     for (const set of [d.b, d.a, ghost]) if (set) wide.add(set.sigmas.filter((v) => v > 0).map(Math.log));
@@ -34,35 +62,18 @@ export function render({ model, el }) {
     // Noise on the left, data on the right, as sampling runs; sigma = 0 sits behind the break at the right end.
     const x = (sigma) => (sigma > 0 ? left + (hi - Math.log(sigma)) / span * (end - left) : width - right - 8);
 
-    const filmSide = film?.strips?.length ? Math.max(26, Math.min(48, (height - 176) / film.strips.length - 4)) : 0;
-    const filmHeight = film?.strips?.length ? film.strips.length * (filmSide + 4) + 12 : 0;
+    const filmSide = filmRows ? clamp((height - axisSpace - Math.max(1, curves.length) * ROW) / filmRows - 4, 30, 48) : 0;
+    const filmHeight = filmRows ? filmRows * (filmSide + 4) + 12 : 0;
     const bottom = height - filmHeight - (filmHeight ? 20 : 34);
     const tickTop = bottom - (d.a ? 34 : 20);
-    const curveTop = 12, curveBottom = tickTop - 12;
+    const each = (tickTop - 10) / Math.max(1, curves.length);
     const parts = [];
 
-    const curve = curves.find((c) => c.name === chosen);
-    if (curve) {
-      const frame = frameOf(chosen);
-      const other = d.a?.curves.find((c) => c.name === chosen);
-      for (const c of [curve, other]) if (c) frame.add(c.mean.map((v, i) => v + (c.se[i] || 0)), c.log ? c.mean.filter((v) => v > 0) : 0);
-      const logs = curve.log && frame.low > 0;
-      const map = logs ? Math.log : (v) => v;
-      const low = map(frame.low), high = map(frame.high || 1) + 0.05 * (map(frame.high || 1) - low || 1);
-      const y = (v) => curveBottom - (map(Math.max(v, logs ? frame.low : -Infinity)) - low) / (high - low || 1) * (curveBottom - curveTop);
-      const marks = logs ? decades(frame.low, frame.high) : ticks(low, high, Math.max(2, Math.floor((curveBottom - curveTop) / 34)));
-      for (const v of marks) {
-        parts.push(s("line", { class: "gridline", x1: left, x2: width - right, y1: y(v), y2: y(v) }), s("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(v)));
-      }
-      for (const [c, color, thin] of [[other, d.a?.color, true], [curve, d.b.color, false]]) {
-        if (!c) continue;
-        const points = c.sigma.map((sg, i) => [x(sg), y(c.mean[i]), c.mean[i], c.se[i]]).filter((p) => Number.isFinite(p[2]));
-        const up = points.map((p) => `${p[0]},${y(p[2] + (p[3] || 0))}`), down = points.toReversed().map((p) => `${p[0]},${y(p[2] - (p[3] || 0))}`);
-        parts.push(s("polygon", { points: [...up, ...down].join(" "), fill: color, opacity: 0.2 }),
-          s("polyline", { points: points.map((p) => `${p[0]},${p[1]}`).join(" "), fill: "none", stroke: color, "stroke-width": thin ? 1.2 : 2, opacity: thin ? 0.75 : waiting ? 0.3 : 1 }),
-          ...points.map((p) => s("circle", { cx: p[0], cy: p[1], r: thin ? 2 : 3, fill: color })));
-      }
-    }
+    curves.forEach((curve, k) => {
+      const other = d.a?.curves.find((c) => c.name === curve.name && !c.reason);
+      drawCurve(parts, curve, other, d, waiting, { x, left, right: width - right, top: k * each + 16, bottom: (k + 1) * each - 2 });
+    });
+    if (!curves.length && known.length) parts.push(s("text", { x: left, y: 24 }, "Choose above what to show by step."));
 
     // Grid ticks: one row per setting, a ghost row while a knob is being dragged.
     const row = (set, y0, color, letter, faint) => set && [
@@ -89,11 +100,38 @@ export function render({ model, el }) {
 
     if (filmHeight) parts.push(...drawFilm(film, x, left, width - right, bottom + 26, filmSide));
 
-    const cursor = s("line", { class: "cursor", y1: curveTop, y2: height - 4, visibility: "hidden" });
+    const cursor = s("line", { class: "cursor", y1: 4, y2: bottom, visibility: "hidden" });
     parts.push(cursor);
     chart.replaceChildren(...parts);
-    geometry = { x, sigmas: d.b.sigmas, cursor };
+    geometry = { x, sigmas: d.b.sigmas, cursor, sigmaAt: (px) => (px > end + 4 ? 0 : Math.exp(hi - clamp((px - left) / (end - left), 0, 1) * span)) };
     light();
+  }
+
+  /** One quantity: bands of one standard error, the pinned setting thin behind the present one, its name in its corner. */
+  function drawCurve(parts, curve, other, d, waiting, { x, left, right, top, bottom }) {
+    const frame = frameOf(curve.name);
+    for (const c of [curve, other]) if (c) frame.add(c.mean.map((v, i) => (v === null ? null : v + (c.se[i] || 0))), c.log ? c.mean.filter((v) => v > 0) : 0);
+    if (frame.empty) return;
+    const logs = curve.log && frame.low > 0;
+    const map = logs ? Math.log : (v) => v;
+    const low = map(frame.low), high = map(frame.high || 1) + 0.05 * (map(frame.high || 1) - low || 1);
+    const y = (v) => bottom - (map(Math.max(v, logs ? frame.low : -Infinity)) - low) / (high - low || 1) * (bottom - top);
+    let marks = logs ? decades(frame.low, frame.high) : ticks(low, high, Math.max(2, Math.floor((bottom - top) / 34)));
+    const most = Math.max(2, Math.floor((bottom - top) / 17)), tens = marks.filter((v) => Math.abs(Math.log10(v) % 1) < 1e-9);
+    if (logs && marks.length > most && tens.length > 1) marks = tens;
+    marks = marks.filter((_, i) => i % Math.ceil(marks.length / most) === 0);
+    for (const v of marks) {
+      parts.push(s("line", { class: "gridline", x1: left, x2: right, y1: y(v), y2: y(v) }), s("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(v)));
+    }
+    for (const [c, color, thin] of [[other, d.a?.color, true], [curve, d.b.color, false]]) {
+      if (!c) continue;
+      const points = c.sigma.map((sg, i) => [x(sg), c.mean[i] === null ? NaN : y(c.mean[i]), c.mean[i], c.se[i]]).filter((p) => Number.isFinite(p[2]));
+      const up = points.map((p) => `${p[0]},${y(p[2] + (p[3] || 0))}`), down = points.toReversed().map((p) => `${p[0]},${y(p[2] - (p[3] || 0))}`);
+      parts.push(s("polygon", { points: [...up, ...down].join(" "), fill: color, opacity: 0.2 }),
+        s("polyline", { points: points.map((p) => `${p[0]},${p[1]}`).join(" "), fill: "none", stroke: color, "stroke-width": thin ? 1.2 : 2, opacity: thin ? 0.75 : waiting ? 0.3 : 1 }),
+        ...points.map((p) => s("circle", { cx: p[0], cy: p[1], r: thin ? 2 : 3, fill: color })));
+    }
+    parts.push(s("text", { x: left + 2, y: top - 5, class: "title" }, curve.title, curve.unit ? s("tspan", { class: "unit" }, `  ${curve.unit}`) : ""));
   }
 
   function decades(low, high) {
@@ -117,7 +155,7 @@ export function render({ model, el }) {
       at[at.length - 1] = Math.min(at.at(-1), end - side);
       for (let k = at.length - 2; k >= 0; k--) at[k] = Math.min(at[k], at[k + 1] - gap);
       keep.forEach((i, k) => {
-        const mark = r === 0 ? { "data-film": i } : {};
+        const mark = { "data-film": i, "data-sigma": strip.sigmas[i] };
         if (r === 0) parts.push(s("path", { d: `M${x(strip.sigmas[i])},${top - 26}V${top - 10}L${at[k] + side / 2},${top - 2}`, class: "gridline", ...mark }));
         parts.push(s("svg", { x: at[k], y, width: side, height: side, viewBox: `${i} 0 1 1`, preserveAspectRatio: "none" },
           s("image", { href: strip.sprite, width: n, height: 1, preserveAspectRatio: "none" })),
@@ -128,39 +166,61 @@ export function render({ model, el }) {
     return parts;
   }
 
+  /** Number of the step of B that holds this noise level; the last is the data. */
+  function stepAt(sigma) {
+    const { sigmas } = geometry;
+    if (sigma <= 0) return sigmas.length - 1;
+    let best = 0;
+    sigmas.forEach((v, i) => { if (v > 0 && Math.abs(Math.log(v / sigma)) < Math.abs(Math.log(sigmas[best] / sigma))) best = i; });
+    return best;
+  }
+
   function light() {
     if (!geometry) return;
     const { x, sigmas, cursor } = geometry;
-    for (const node of chart.querySelectorAll("[data-film]")) node.classList.toggle("lit", hover !== null && Number(node.dataset.film) === Math.min(hover, sigmas.length - 1));
-    if (hover === null) {
+    const sigma = hover ?? pointed;
+    const near = (a, b) => Math.abs(a - b) <= 1e-6 * Math.max(a, b);
+    const level = sigma === null ? null : sigmas[stepAt(sigma)];
+    for (const node of chart.querySelectorAll("[data-film]")) node.classList.toggle("lit", sigma !== null && near(Number(node.dataset.sigma), level));
+    if (sigma === null) {
       cursor.setAttribute("visibility", "hidden");
       note.textContent = model.film?.caption || model.data.summary || "";
       note.title = note.textContent;
       return;
     }
-    const i = clamp(hover, 0, sigmas.length - 1);
-    cursor.setAttribute("x1", x(sigmas[i])); cursor.setAttribute("x2", x(sigmas[i])); cursor.setAttribute("visibility", "visible");
-    const facts = model.data.b.curves.map((c) => { const k = c.sigma.findIndex((v) => Math.abs(v - sigmas[i]) < 1e-9 * Math.max(v, 1e-12) + 1e-15); return k >= 0 && Number.isFinite(c.mean[k]) ? `${c.title.split(",")[0]} ${short(c.mean[k])}` : null; }).filter(Boolean);
+    const at = x(clamp(sigma, 0, Math.exp(wide.high)));
+    cursor.setAttribute("x1", at); cursor.setAttribute("x2", at); cursor.setAttribute("visibility", "visible");
+    const i = stepAt(sigma);
+    const facts = (model.data.b.curves || []).filter((c) => !c.reason && wanted.includes(c.name)).map((c) => {
+      const k = c.sigma.findIndex((v) => near(v, sigmas[i]));
+      return k >= 0 && Number.isFinite(c.mean[k]) ? `${c.short} ${short(c.mean[k])}` : null;
+    }).filter(Boolean);
     const step = i < sigmas.length - 1 ? `step ${i + 1} of ${sigmas.length - 1}: σ ${short(sigmas[i])} → ${short(sigmas[i + 1])}` : "data: σ 0";
     note.textContent = [step, ...facts].join(" · ");
     note.title = note.textContent;
   }
 
-  chart.addEventListener("pointermove", (e) => {
-    if (!geometry) return;
-    const at = (e.clientX - chart.getBoundingClientRect().left);
-    let best = Infinity, which = null;
-    geometry.sigmas.forEach((v, i) => { const gap = Math.abs(geometry.x(v) - at); if (gap < best) { best = gap; which = i; } });
-    if (which !== hover) { hover = which; light(); }
-  });
-  chart.addEventListener("pointerleave", () => { hover = null; light(); });
-  chart.addEventListener("blur", () => { hover = null; light(); });
-  chart.addEventListener("keydown", (e) => {
-    const move = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
-    if (!move || !geometry) return;
-    e.preventDefault();
-    hover = clamp((hover ?? (move > 0 ? -1 : geometry.sigmas.length)) + move, 0, geometry.sigmas.length - 1);
+  function point(sigma) {
+    if (sigma === hover) return;
+    hover = sigma;
+    link.tell(sigma);
     light();
+  }
+  chart.addEventListener("pointermove", (event) => {
+    if (!geometry) return;
+    const marked = event.target.dataset?.sigma;         // a frame of the film stands beside its noise level, not on it
+    const at = event.clientX - chart.getBoundingClientRect().left;
+    point(marked === undefined ? geometry.sigmas[stepAt(geometry.sigmaAt(at))] : Number(marked));
+  });
+  chart.addEventListener("pointerleave", () => point(null));
+  chart.addEventListener("blur", () => point(null));
+  chart.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!move || !geometry) return;
+    event.preventDefault();
+    const { sigmas } = geometry;
+    const from = hover === null ? (move > 0 ? -1 : sigmas.length) : stepAt(hover);
+    point(sigmas[clamp(from + move, 0, sigmas.length - 1)]);
   });
 
   for (const name of ["data", "ghost", "film"]) model.on(name, draw);

@@ -8,7 +8,7 @@ from explorer.apps import components, views
 from explorer.apps.session import Session
 
 REDRAWS = {
-    "state": ("top", "knobs", "texts", "link"),
+    "state": ("top", "knobs", "texts", "link", "selected"),
     "job": ("job",),
     "result": ("hero", "samples", "steps", "history", "texts"),
     "ghost": ("ghost", "samples"),
@@ -86,6 +86,7 @@ class SamplerLab:
             "knobs": (self.knobs, "data", views.knobs_data),
             "texts": (self.knobs, "texts", views.texts),
             "link": (self.shell, "link", lambda s: s.link()),
+            "selected": (self.samples, "selected", lambda s: s.film_index),
             "ghost": (self.steps, "ghost", views.ghost_data),
             "hero": (self.top, "hero", views.hero_data),
             "samples": (self.samples, "data", views.samples_data),
