@@ -2,7 +2,7 @@
 
 from explorer.process.broadcast import like
 from explorer.process.oracles import GaussianMixture
-from explorer.process.paths import EDM, KINDS, PATHS, VP, CosineVP, Kind, Linear, Path, Trig
+from explorer.process.paths import EDM, KINDS, PATHS, VE, VP, CosineVP, Factored, Kind, Linear, Path, Trig
 from explorer.process.precondition import (
     PRECONDITIONS,
     EDMPrecondition,
@@ -15,7 +15,7 @@ from explorer.process.precondition import (
 from explorer.process.times import LogitNormal, LogNormal, LogUniform, TimeDistribution, Uniform, UShaped
 
 __all__ = [
-    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture",
+    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VE", "VP", "CosineVP", "EDMPrecondition", "Factored", "FlowPrecondition", "GaussianMixture",
     "IDDPMPrecondition", "Kind", "Linear", "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution",
     "Trig", "TrigFlowPrecondition", "UShaped", "Uniform", "VPrecondition", "like",
 ]  # fmt: skip

@@ -302,4 +302,92 @@ class Trig(Path):
         return torch.atan2(ratio, torch.full_like(ratio, self.sigma_data))
 
 
-PATHS: dict[str, type[Path]] = {"edm": EDM, "vp": VP, "cosine": CosineVP, "linear": Linear, "trig": Trig}
+@dataclass(frozen=True)
+class VE(Path):
+    """Variance exploding: alpha = 1, sigma = sqrt(t), t >= 0: the path of EDM's with the clock of a heat equation.
+
+    Source: Song et al. 2021, arXiv 2011.13456, in the time of Karras et al. 2022, arXiv 2206.00364, Table 1.
+    """
+
+    t_max = math.inf
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.sqrt()
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:  # infinite at t = 0
+        return 0.5 / t.sqrt()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return ratio**2
+
+
+Schedule = Literal["linear", "ve", "vp"]
+Scaling = Literal["none", "vp"]
+
+
+@dataclass(frozen=True)
+class Factored(Path):
+    """x_t = s(t) (x0 + sigma(t) eps) with noise schedule and scaling chosen apart; the ablation of EDM.
+
+    Args:
+        schedule: sigma(t) = t ("linear"), sqrt(t) ("ve") or sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) ("vp", t in [0, 1]).
+        scaling: s = 1 ("none") or 1 / sqrt(1 + sigma(t)^2) ("vp", unit variance for data of unit variance).
+    Three of the six combinations have names: linear-none is EDM, ve-none is VE, vp-vp is VP.
+    Source: Karras et al. 2022, arXiv 2206.00364, Table 1 and Eq. 4.
+    """
+
+    schedule: Schedule = "linear"
+    scaling: Scaling = "vp"
+    beta_min: float = 0.1
+    beta_d: float = 19.9
+
+    def __post_init__(self):
+        if self.schedule not in get_args(Schedule):
+            raise UnknownName("noise schedule", self.schedule, get_args(Schedule))
+        if self.scaling not in get_args(Scaling):
+            raise UnknownName("scaling", self.scaling, get_args(Scaling))
+
+    @property
+    def t_max(self) -> float:
+        return 1.0 if self.schedule == "vp" else math.inf
+
+    def ratio(self, t: Tensor) -> Tensor:
+        if self.schedule == "vp":
+            return torch.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t).sqrt()
+        return t * 1.0 if self.schedule == "linear" else t.sqrt()
+
+    def _growth(self, t: Tensor) -> Tensor:
+        """sigma(t) dsigma/dt, finite at t = 0."""
+        if self.schedule == "vp":
+            return 0.5 * (self.beta_d * t + self.beta_min) * (1 + self.ratio(t) ** 2)
+        return t * 1.0 if self.schedule == "linear" else torch.full_like(t, 0.5)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t) if self.scaling == "none" else (1 + self.ratio(t) ** 2).rsqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * self.ratio(t)
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t) if self.scaling == "none" else -self._growth(t) * self.alpha(t) ** 3
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        ratio_dot = torch.ones_like(t) if self.schedule == "linear" else self._growth(t) / self.ratio(t)
+        return ratio_dot if self.scaling == "none" else ratio_dot * self.alpha(t) ** 3
+
+    def time(self, ratio: Tensor) -> Tensor:
+        if self.schedule == "vp":
+            log = torch.log1p(ratio**2)
+            return 2 * log / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * log).sqrt())
+        return ratio * 1.0 if self.schedule == "linear" else ratio**2
+
+
+PATHS: dict[str, type[Path]] = {
+    "edm": EDM, "vp": VP, "cosine": CosineVP, "linear": Linear, "trig": Trig, "ve": VE, "factored": Factored,
+}  # fmt: skip

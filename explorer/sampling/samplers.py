@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from explorer.errors import BadValue, UnknownName
+from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models.base import Cond, Denoiser
 from explorer.process.paths import Path
 from explorer.sampling.base import Sampler, built, built_path, check_noise, described, described_path
@@ -83,9 +83,9 @@ def sampler_from_dict(data: dict) -> Sampler:
         raise UnknownName("sampler", data.get("sampler"), SAMPLERS)
     try:
         return SAMPLERS[data["sampler"]].from_dict(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UnknownName):
-            raise
+    except ExplorerError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise BadValue(f"this does not describe a sampler: {what}") from error
 
