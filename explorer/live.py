@@ -41,7 +41,7 @@ class Live:
     Attributes:
         estimate: the metric on all samples so far; its value is NaN while there are too few.
         n_done, n: samples so far, and in the end.
-        nfe: network evaluations per sample, guidance included.
+        nfe: network evaluations per sample, guidance included; None where only a run can tell (adaptive steps).
         x: the first (at most 64) samples, (k, *shape) float64 on the CPU, in the order of their seeds.
         labels: their classes (k,), or None.
         geometry: what `RunningGeometry.result` returns: means over samples with their errors; None when not asked for.
@@ -54,7 +54,7 @@ class Live:
     estimate: Estimate
     n_done: int
     n: int
-    nfe: int
+    nfe: int | None
     x: Tensor = field(repr=False)
     labels: Tensor | None = field(repr=False)
     geometry: xr.Dataset | None = field(repr=False)
@@ -112,14 +112,14 @@ def quality(
     if n < 1 or batch < 1:
         raise BadValue(f"n = {n} and batch = {batch}: both must be at least 1.")
     metric, device = metric.empty(), device_of(model)
-    shape, nfe, n_steps = tuple(model.shape), sampler.nfe(model), sampler.grid.n_steps
-    running = StepCurves(sampler.path_on(model), n_steps) if geometry else None
+    shape, nfe, n_steps = tuple(model.shape), sampler.nfe(model), sampler.n_steps(model)
+    running = StepCurves(sampler.path_on(model), n_steps) if geometry and sampler.monotone else None
     labels = "balanced" if label is None else None if label == -1 else label
     shown: list[Tensor] = []
     shown_labels: list[Tensor] = []
     seconds, done = 0.0, 0
     if after is not None:
-        _check_after(after, nfe, n, geometry)
+        _check_after(after, nfe, n, running is not None)
         metric.merge(after.metric)
         shown, shown_labels = [after.x], [] if after.labels is None else [after.labels]
         seconds, done = after.seconds, after.n_done
@@ -168,7 +168,7 @@ def _sizes(n: int, batch: int, done: int = 0) -> list[int]:
     return [end - start for start, end in pairwise([done, *(end for end in ends if end > done)])]
 
 
-def _check_after(after: Live, nfe: int, n: int, geometry: bool) -> None:
+def _check_after(after: Live, nfe: int | None, n: int, geometry: bool) -> None:
     if after.nfe != nfe:
         raise BadValue(f"a run of {after.nfe} NFE cannot go on as one of {nfe}: `after` belongs to another sampler.")
     if after.n_done > n:

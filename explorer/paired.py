@@ -31,7 +31,7 @@ class Side:
     name: str = ""
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> int | None:
         return self.sampler.nfe(self.model)
 
 

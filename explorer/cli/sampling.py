@@ -206,7 +206,7 @@ class Drawing:
 
         _, model, sampler, knobs = prepare(name, device, given)
         seeds = Seeds(range(knobs.seed, knobs.seed + n))
-        n_steps = sampler.grid.n_steps * -(-n // batch)
+        n_steps = sampler.n_steps(model) * -(-n // batch)
         return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter())
 
     @property
@@ -214,7 +214,7 @@ class Drawing:
         return self.knobs.labels
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> int | None:
         return self.sampler.nfe(self.model)
 
     def report(self, file: Path, as_json: bool, words: str, **facts) -> None:
@@ -258,58 +258,80 @@ def compare(
     from explorer.paired import Side
     from explorer.paired import compare as run
 
-    sides, settings = [], []
-    for file in (a, b):
-        model, values = setting_in(file)
-        bare, built, sampler, knobs = build(model, device, values)
-        sides.append((bare, Side(built, sampler, knobs.label, f"{file.stem} ({knobs.describe(bare)})")))
-        settings.append((model, knobs, sampler))
-    if seed is None:
-        seed = settings[0][1].seed
-        if settings[1][1].seed != seed:
-            note(f"both start at seed {seed}, that of {a.name}: samples are compared one by one.")
-    measure = metric_for(sides[0][0], metric, data=data or card(settings[0][0]).get("data"), features=features)
+    where = device_named(device)
+    settings = [Described.read(file, device) for file in (a, b)]
+    seed = settings[0].seed if seed is None else seed
+    if any(s.seed != seed for s in settings):
+        note(f"both start at seed {seed}: samples are compared one by one, from the same noise.")
+    first = settings[0].bare
+    measure = metric_for(first, metric, data=data or card(settings[0].model).get("data"), features=features)
+    sides = [Side(s.built, s.sampler, s.label, s.name) for s in settings]
     found = None
     with progress("comparing") as show:
-        for found in run(sides[0][1], sides[1][1], measure, n, batch, seed, between=show):
+        for found in run(*sides, measure, n, batch, seed, between=show):
             show(found.n_done / n, found.verdict)
     if not as_json:
-        for file, (_, side), estimate in zip((a, b), sides, (found.a, found.b), strict=True):
-            typer.echo(f"{file.stem}: {estimate}, {side.nfe} NFE")
+        for side, estimate in zip(sides, (found.a, found.b), strict=True):
+            typer.echo(f"{side.name}: {estimate}" + (f", {side.nfe} NFE" if side.nfe else ""))
         typer.echo(f"{found.distance}")
         typer.echo(found.verdict)
         return
-    where, out = device_named(device), {}
-    for key, (_, side), (model, knobs, sampler), estimate in zip(
-        "ab", sides, settings, (found.a, found.b), strict=True
-    ):
-        about = settings_of(model, knobs, sampler, n, where) | {"seeds": [seed, seed + n]}
-        out[key] = {**estimate.to_dict(), "nfe": side.nfe, **about}
+    out = {}
+    for key, setting, side, estimate in zip("ab", settings, sides, (found.a, found.b), strict=True):
+        out[key] = {**estimate.to_dict(), "nfe": side.nfe, **setting.to_dict(where), "seeds": [seed, seed + n]}
     parts = {"difference": found.difference.to_dict(), "distance": found.distance.to_dict(), "verdict": found.verdict}
     emit({"metric": found.a.name, "n": n, **out, **parts, "seconds": sum(found.seconds)})
 
 
-def setting_in(file: Path) -> tuple[str, dict]:
-    """Name of the model and knobs in a JSON file with "model" and "knobs".
+@dataclass(frozen=True)
+class Described:
+    """A model and a sampler as a JSON file names them: with "knobs" as the dashboard and eval write, or any "sampler"."""
 
-    Raises:
-        BadFile: the file cannot be read, is not JSON, or says neither.
-    """
+    name: str
+    model: str
+    bare: Denoiser
+    built: Denoiser
+    sampler: Sampler
+    seed: int
+    label: int | None
+    knobs: dict | None
+
+    @classmethod
+    def read(cls, file: Path, device: str) -> Described:
+        """Raises BadFile when the file cannot be read, is not JSON, or names neither knobs nor a sampler."""
+        from explorer.models.bundled import load
+        from explorer.sampling.samplers import sampler_from_dict
+
+        about = document_in(file)
+        model, knobs = about["model"], about.get("knobs")
+        if knobs is not None:
+            bare, built, sampler, knobs = build(model, device, knobs)
+            name = f"{file.stem} ({knobs.describe(bare)})"
+            return cls(name, model, bare, built, sampler, knobs.seed, knobs.label, knobs.to_dict())
+        bare = load(model).to(device_named(device))
+        sampler = sampler_from_dict(about["sampler"])
+        return cls(file.stem, model, bare, bare, sampler, int(about.get("seed", 0)), about.get("label"), None)
+
+    def to_dict(self, device: Any) -> dict:
+        kept = {} if self.knobs is None else {"knobs": self.knobs}
+        return {"model": self.model, **kept, "sampler": self.sampler.to_dict(), "device": str(device)}
+
+
+def document_in(file: Path) -> dict:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadFile(f"{file} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:
         raise BadFile(f"{file} is not JSON: {error}.") from None
-    if (
-        not isinstance(about, dict)
-        or not isinstance(about.get("model"), str)
-        or not isinstance(about.get("knobs"), dict)
-    ):
-        raise BadFile(
-            f'{file} must hold "model" and "knobs": save the state in the dashboard, or the output of explorer eval --json.'
-        )
-    return about["model"], about["knobs"]
+    about = about if isinstance(about, dict) else {}
+    how = "sampler" if about.get("knobs") is None else "knobs"
+    if isinstance(about.get("model"), str) and isinstance(about.get(how), dict):
+        return about
+    raise BadFile(
+        f'{file} must hold "model" and "knobs" (save the state in the dashboard, or the output of explorer eval --json), '
+        'or "model" and "sampler" (what Sampler.to_dict gives).'
+    )
 
 
 def write_png(file: Path, arrays: dict) -> None:

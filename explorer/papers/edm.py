@@ -283,8 +283,14 @@ def churn(n: int = 2000) -> Verdict:
     return Verdict(worst.value <= limit, worst, limit, f"{shown} at S_churn 0, 20, 40")
 
 
+class Zero(nn.Module):
+    """F = 0: what the last layer of the paper's networks gives before training."""
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
+
 def unit_loss(n: int = 20_000) -> Verdict:
-    """An untrained network that answers 0 has weighted loss 1 at every sigma, where sd is the data's own."""
     mixture, g = oracle("8gaussians"), torch.Generator().manual_seed(0)
     sd = math.sqrt(float(mixture.cov().trace()) / 2)
     method = EDMTraining(Zero(), shape=(2,), sigma_data=sd, times=LogNormal(-1.2, 1.2))
@@ -294,16 +300,10 @@ def unit_loss(n: int = 20_000) -> Verdict:
         x = x0 + sigma * torch.randn(x0.shape, generator=g, dtype=x0.dtype)
         losses.append(method.weighted_error(x, x0, torch.full((n,), sigma, dtype=x0.dtype)))
     worst = max(losses, key=lambda loss: abs(float(loss.mean()) - 1))
-    error = float(worst.std()) / math.sqrt(n)
-    measured = Estimate(float(worst.mean()), error, n, "weighted loss of a zero network, sigma farthest from 1")
+    measured = Estimate(
+        float(worst.mean()), float(worst.std()) / math.sqrt(n), n, "loss of a zero network, worst sigma"
+    )
     return Verdict(abs(measured.value - 1) < 0.05, measured, 1.05, "6 values of sigma from 0.01 to 40")
-
-
-class Zero(nn.Module):
-    """F = 0: what the last layer of the paper's networks gives before training."""
-
-    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(x)
 
 
 def loss_over_exact(denoiser: Denoiser, sigma: float, n: int = 8192) -> float:
