@@ -300,9 +300,8 @@ def unit_loss(n: int = 20_000) -> Verdict:
         x = x0 + sigma * torch.randn(x0.shape, generator=g, dtype=x0.dtype)
         losses.append(method.weighted_error(x, x0, torch.full((n,), sigma, dtype=x0.dtype)))
     worst = max(losses, key=lambda loss: abs(float(loss.mean()) - 1))
-    measured = Estimate(
-        float(worst.mean()), float(worst.std()) / math.sqrt(n), n, "loss of a zero network, worst sigma"
-    )
+    value, error = float(worst.mean()), float(worst.std()) / math.sqrt(n)
+    measured = Estimate(value, error, n, "loss of a zero network, worst sigma")
     return Verdict(abs(measured.value - 1) < 0.05, measured, 1.05, "6 values of sigma from 0.01 to 40")
 
 
