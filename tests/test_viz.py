@@ -69,8 +69,19 @@ FIGURES = {
     "couplings": lambda d, **o: viz.couplings(d["flat"], **o),
     "budget": lambda d, **o: viz.budget(d["budget"], **o),
     "angle_map": lambda d, **o: viz.angle_map(d["proxy"], **o),
+    "order_plot": lambda d, **o: viz.order_plot(
+        CURVES, families={"one": ["a", "b"], "two": ["c"]}, caption="n = 8", **o
+    ),
+    "work_precision": lambda d, **o: viz.work_precision({"A": [(9, estimates()[-1]), (18, estimates()[-2])]}, **o),
     "image_grid": lambda d, **o: viz.image_grid(d["images"].x.values[:, -1], caption="toy", **o),
     "filmstrip": lambda d, **o: viz.filmstrip(d["images"], (0, 2), n_frames=5, **o),
+}
+
+
+CURVES = {
+    "a": [(4, 1e-1), (8, 5e-2), (16, 2.5e-2)],
+    "b": [(16, 1e-5), (4, 1e-1), (8, 1e-3)],
+    "c": [(4, 0.3), (8, 1e-13)],
 }
 
 
@@ -175,6 +186,89 @@ def test_pareto_front_is_what_nothing_beats():
     assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (4, 1.0)]) == [(1, 3.0), (2, 2.0), (3, 1.0)]
     with pytest.raises(BadValue, match="no setting"):
         viz.pareto({"a": (1, estimates()[0])})
+
+
+def test_order_plot_names_each_curve_with_its_slope():
+    assert viz.measured_order(CURVES["a"]) == pytest.approx(1.0)
+    assert viz.measured_order(CURVES["b"]) == pytest.approx(math.log(1e4) / math.log(4))
+    assert math.isnan(viz.measured_order(CURVES["c"]))  # the second error is rounding
+    figure = viz.order_plot(CURVES)
+    assert {"a 1.0", "b 6.6", "c nan"} <= {a.text for a in figure.layout.annotations}
+    solid = [t for t in figure.data if t.mode == "lines" and t.line.dash == "solid"]
+    assert sorted(zip(solid[1].x, solid[1].y, strict=True)) == sorted(CURVES["b"])
+    dotted = [t for t in figure.data if t.line.dash == "dot"]
+    slopes = [-math.log(t.y[1] / t.y[0]) / math.log(t.x[1] / t.x[0]) for t in dotted]
+    assert slopes == pytest.approx([1, 2, 3, 4])
+    with pytest.raises(BadValue, match="nothing was measured for z"):
+        viz.order_plot(CURVES, families={"x": ["a", "z"]})
+    with pytest.raises(BadValue, match="positive error"):
+        viz.order_plot({"a": [(4, 0.0), (8, math.nan)]})
+
+
+def test_work_precision_rings_what_nothing_beats():
+    points = {"one": [(4, 1.0), (8, 0.1), (16, 0.05)], "two": [(4, 0.5), (8, 0.2), (16, 0.01), (32, 0.02)]}
+    figure = viz.work_precision(points, quality="RMSE")
+    rings = {
+        (x, y) for t in figure.data if (t.marker.symbol or "") == "circle-open" for x, y in zip(t.x, t.y, strict=True)
+    }
+    assert rings == {(4, 0.5), (8, 0.1), (16, 0.01)}
+    assert figure.layout.yaxis.type == "log" and figure.layout.yaxis.title.text == "RMSE"
+    last = estimates()[-1]
+    measured = viz.work_precision({"A": [(9, last)]}, level=0.68)
+    bar = next(t for t in measured.data if t.mode == "lines" and t.line.width == 3)
+    assert tuple(bar.y) == last.interval(0.68) and measured.layout.yaxis.title.text == "FD[digits-cnn]"
+    assert f"n = {last.n}" in measured.layout.annotations[-1].text
+    with pytest.raises(BadValue, match="nothing to draw"):
+        viz.work_precision({"a": [(4, math.nan)]})
+
+
+def test_names_are_spread_apart_in_order():
+    from explorer.viz.solvers import spread
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        at = rng.uniform(-20, 220, rng.integers(1, 13)).tolist()
+        out = spread(at, 14.0, 0.0, 200.0)
+        ranked = sorted(zip(at, out, strict=True))
+        assert min(out) >= -1e-9 and max(out) <= 200 + 1e-9
+        assert all(b - a >= 14.0 - 1e-6 for (_, a), (_, b) in zip(ranked[:-1], ranked[1:], strict=True))
+    assert spread([50.0, 100.0], 14.0, 0.0, 200.0) == [50.0, 100.0]  # what has room stays
+    assert spread([100.0, 100.0], 14.0, 0.0, 200.0) == [93.0, 107.0]
+
+
+def test_couplings_share_axes_and_colours_side_by_side(data):
+    runs = data["runs"]
+    figure = viz.couplings(runs, n=30)
+    alone = viz.couplings(runs["fine"], n=30)
+    assert figure.layout.xaxis.range == figure.layout.xaxis2.range and figure.layout.width == 2 * alone.layout.width
+    [wide, tight] = (float(f.layout.xaxis.range[1] - f.layout.xaxis.range[0]) for f in (figure, alone))
+    assert wide >= tight  # the frame holds both runs
+    ends = {name: tr.endpoints(run) for name, run in runs.items()}
+    assert viz.couplings(ends, n=30).to_json() == figure.to_json()
+    words = figure.layout.annotations[-1].text
+    assert "fine: mean cost" in words and "few: mean cost" in words
+
+
+def test_the_microscope_draws_the_chosen_points_and_their_ends(data):
+    seen = tr.microscope(data["runs"], [0, 3, 7])
+    figure = viz.microscope(seen)
+    rings = [t for t in figure.data if t.mode == "markers" and t.marker.symbol == "circle-open"]
+    assert len(rings) == 2 and all(np.allclose(np.stack((t.x, t.y), 1), seen.noise) for t in rings)
+    dots = [t for t in figure.data if t.mode == "markers" and t.text]
+    for t, run in zip(dots, seen["data"].values, strict=True):
+        assert np.allclose(np.stack((t.x, t.y), 1), run)
+    assert "n = 3 of 40" in figure.layout.annotations[-1].text.replace("<br>", " ")
+
+
+def test_likelihood_curves_are_the_numbers_with_their_bands(data):
+    figure = viz.likelihood(data["likelihood"])
+    one = data["likelihood"]["exact"]
+    line = next(t for t in figure.data if t.name == "exact")
+    assert np.allclose(line.y, one.mean_bits_per_dim) and np.allclose(line.x, one.nfe)
+    bare = {k: v.drop_vars([n for n in v.data_vars if "bits" in n]) for k, v in data["likelihood"].items()}
+    assert np.allclose(next(t for t in viz.likelihood(bare).data if t.name == "exact").y, one.mean_log_prob)
+    with pytest.raises(UnknownName, match="mean_log_prob"):
+        viz.likelihood(one, "bits")
 
 
 def test_couplings_mark_every_crossing(data):
