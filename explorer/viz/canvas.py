@@ -147,7 +147,7 @@ def joined(lines: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def wrapped(caption: str, width: int) -> list[str]:
     """The caption in lines that fit a figure of that many pixels."""
-    return textwrap.wrap(caption, max(20, int(width / 6.3)))
+    return textwrap.wrap(caption, max(20, int(width / 6.9)))
 
 
 def _runs(*arrays: np.ndarray) -> list[slice]:
@@ -164,7 +164,7 @@ class PlotlyCanvas(Canvas):
         self.theme, self.columns = theme, columns
         rows = -(-len(titles) // columns)
         self.height = size[1]
-        gap = 56 / max(size[1], 1) if any(titles) else 36 / max(size[1], 1)
+        gap = (56 if any(titles) else 36) / max(size[1] - 110, 1)  # a share of the height inside the margins
         self.figure = make_subplots(
             rows,
             columns,
@@ -264,7 +264,9 @@ class PlotlyPanel(Panel):
     def heat(self, x, y, z, *, label):
         import plotly.graph_objects as go
 
+        (_, right), (low, high) = self.domain("x"), self.domain("y")  # one bar beside each panel, not all at the right
         bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+        bar |= {"x": right + 0.01, "y": (low + high) / 2, "len": high - low, "xanchor": "left", "yanchor": "middle"}
         self._add(go.Heatmap(x=x, y=y, z=z, colorscale="Viridis", colorbar=bar, hoverongaps=False))
 
     def density(self, x, y, z, *, levels=7):

@@ -52,7 +52,7 @@ def by_step(
     if ticks:
         titles.append("time grid")
         heights.append(0.16 + 0.1 * len(settings))
-    sigma_range = sigma_range or _spread([ds.sigma.values for ds in settings.values()])
+    sigma_range = sigma_range or sigma_spread([ds.sigma.values for ds in settings.values()])
     size = size or (720, 80 + round(170 * sum(heights)))
     c = canvas(backend, th, titles=titles, share_x=True, heights=heights, size=size)
     colors = setting_colors(list(settings), th, pinned)
@@ -77,8 +77,8 @@ def by_step(
 
 
 def by_step_names(ds: xr.Dataset) -> list[str]:
-    """Quantities of the dataset that are by step and come with their error."""
-    return [n for n in ds.data_vars if f"{n}_se" in ds and ds[n].dims == ("step",)]
+    """Quantities of the dataset that are by step (or by time point) and come with their error."""
+    return [n for n in ds.data_vars if f"{n}_se" in ds and ds[n].dims in (("step",), ("time",))]
 
 
 def setting_colors(labels: Sequence[str], theme: Theme, pinned: str | None = None) -> dict[str, str]:
@@ -99,7 +99,7 @@ def _curve(panel: Panel, ds: xr.Dataset, name: str, color: str, label: str) -> n
     return mean
 
 
-def _spread(sigmas: Sequence[np.ndarray]) -> tuple[float, float]:
+def sigma_spread(sigmas: Sequence[np.ndarray]) -> tuple[float, float]:
     """Ends of a sigma axis with a margin; room for the mark of sigma = 0 where a grid reaches it."""
     inside = np.concatenate([v[(v > 0) & np.isfinite(v)] for v in sigmas])
     low, high = float(inside.min()), float(inside.max())
@@ -142,7 +142,7 @@ def _grids(
     *,
     names: bool = False,
 ) -> None:
-    low, high = sigma_range or _spread(list(grids.values()))
+    low, high = sigma_range or sigma_spread(list(grids.values()))
     zero = low * (high / low) ** 0.02
     for row, (label, sigma) in enumerate(grids.items()):
         inside = sigma[(sigma > 0) & np.isfinite(sigma)]

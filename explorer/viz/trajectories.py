@@ -12,6 +12,7 @@ from explorer.process.paths import Linear, Path
 from explorer.trajectory.coupling import endpoints
 from explorer.trajectory.dataset import moved
 from explorer.viz.canvas import Backend, Panel, canvas, joined
+from explorer.viz.space import canvas3d
 from explorer.viz.theme import Theme, angle_colors, ramp, theme_of
 
 Coloring = Literal["angle", "label", "cost"]
@@ -71,9 +72,23 @@ def trajectories(
     return c.finish(f"n = {len(x)} of {ds.sizes['sample']}, NFE {ds.attrs['nfe']}{at}; colour: {_meaning(color)}")
 
 
-def projected(ds: xr.Dataset, *, path: Path | None = Linear(), **options: Any) -> Any:  # noqa: B008 - frozen
-    """The same figure for samples of any shape, seen in the plane of the two largest variations of their end points."""
+def projected(
+    ds: xr.Dataset,
+    *,
+    basis: xr.Dataset | None = None,
+    path: Path | None = Linear(),  # noqa: B008 - frozen
+    **options: Any,
+) -> Any:
+    """The same figure for samples of any shape, seen in the plane of the two largest variations of their end points.
+
+    Args: basis: from `principal_basis`, whose first two components are the plane instead: one frame for several runs.
+    """
     drawn = moved(ds, path) if path is not None else ds
+    if basis is not None:
+        share = float(basis.share[:2].sum())
+        options.setdefault("axes", ("component 1", "component 2"))
+        title = options.pop("title", f"principal plane ({100 * share:.0f} % of the variance)")
+        return trajectories(seen_in(drawn, basis.isel(component=slice(2))), path=None, title=title, **options)
     x = drawn.x.values.reshape(*drawn.x.shape[:2], -1)
     ends = x[:, -1]
     centre = ends.mean(axis=0)
@@ -87,6 +102,57 @@ def projected(ds: xr.Dataset, *, path: Path | None = Linear(), **options: Any) -
     options.setdefault("axes", ("component 1", "component 2"))
     title = options.pop("title", f"principal plane of the end points ({100 * share:.0f} % of their variance)")
     return trajectories(flat, path=None, title=title, **options)
+
+
+def seen_in(ds: xr.Dataset, basis: xr.Dataset) -> xr.Dataset:
+    """The states in the coordinates of a basis, from its centre."""
+    axes = basis.axes.values.reshape(basis.sizes["component"], -1)
+    x = ds.x.values.reshape(*ds.x.shape[:2], -1)
+    if x.shape[2] != axes.shape[1]:
+        raise BadValue(
+            f"this basis is for samples of shape {basis.axes.shape[1:]}, these have {tuple(ds.x.shape[2:])}."
+        )
+    flat = ds.drop_vars(list(ds.data_vars))
+    return flat.assign(x=(("sample", "time", "feature"), (x - basis.centre.values.ravel()) @ axes.T))
+
+
+def space(
+    ds: xr.Dataset,
+    basis: xr.Dataset,
+    *,
+    n: int = 100,
+    path: Path | None = Linear(),  # noqa: B008 - frozen
+    color: Coloring = "angle",
+    until: int | None = None,
+    title: str = "",
+    theme: str | Theme = "light",
+    backend: Backend = "plotly",
+    size: int = 560,
+) -> Any:
+    """Figure of paths in the three leading components of a basis, to be turned with the mouse (plotly) or seen from a
+    corner (matplotlib).
+
+    Args:
+        basis: of three components or more, made on the same `path`; see `principal_basis`.
+        n, color, until: as in `trajectories`; angles are those of the first two components.
+    """
+    if basis.sizes["component"] < 3:
+        raise BadValue(
+            f"space has three dimensions, this basis {basis.sizes['component']}: principal_basis(runs, k=3)."
+        )
+    th = theme_of(theme)
+    drawn = seen_in((moved(ds, path) if path is not None else ds).isel(sample=slice(n)), basis.isel(component=slice(3)))
+    x = drawn.x.values
+    last = ds.sizes["time"] - 1 if until is None else until % ds.sizes["time"]
+    colors = _colors(ds.isel(sample=slice(n)).assign(x=drawn.x), color, th)
+    share = 100 * float(basis.share[:3].sum())
+    c = canvas3d(backend, th, title or f"three components ({share:.0f} % of the variance)", (size, size))
+    for hue in sorted(set(colors)):
+        c.line([x[k, : last + 1] for k, h in enumerate(colors) if h == hue], hue)
+    c.points(x[:, 0], [th.muted] * len(x), 2.0)
+    c.points(x[:, last], colors, 3.5)
+    at = f", at σ = {float(ds.sigma[last]):.3g}" if until is not None else ""
+    return c.finish(f"n = {len(x)} of {ds.sizes['sample']}, NFE {ds.attrs['nfe']}{at}; colour: {_meaning(color)}")
 
 
 def _colors(ds: xr.Dataset, color: Coloring, theme: Theme) -> list[str]:
