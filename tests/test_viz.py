@@ -29,6 +29,7 @@ ANGLES = 2 * math.pi * torch.arange(6, dtype=torch.float64) / 6
 RING = Oracle(GaussianMixture(2 * torch.stack((ANGLES.cos(), ANGLES.sin()), dim=1), 0.2), name="ring")
 PICTURES = Oracle(GaussianMixture(torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1, 0.1))
 GRID = TimeGrid.karras(8, 0.01, 50)
+MODES = RING.mixture.means
 
 
 EXTENT = (-3.0, 3.0, -3.0, 3.0)
@@ -47,19 +48,47 @@ def data() -> dict:
         geometry = tr.RunningGeometry(EDM(), onto=Linear())
         tr.record(RING, OdeSampler(solver, GRID), range(30), observe=geometry)
         running[name] = geometry.result()
+    images = tr.record(PICTURES, OdeSampler(Heun(), GRID), range(5), keep=("x", "x0_hat"))
     return {
         "flat": flat,
+        "bill": {k: tr.attribution(flat, RING, "step", method=k, substeps=2) for k in ("exact", "adjoint")},
+        "lyapunov": tr.lyapunov(flat.isel(sample=slice(5)), RING, "step", substeps=1),
+        "dimension": {"ring": tr.effective_dimension(flat, "all"), "images": tr.effective_dimension(images, "all")},
+        "decisions": tr.decisions(flat, tr.nearest(RING.mixture.means)),
+        "events": tr.pixel_events(images, 0.05),
+        "basis": tr.principal_basis(images, 3, path=Linear()),
         "running": running,
-        "images": tr.record(PICTURES, OdeSampler(Heun(), GRID), range(5), keep=("x", "x0_hat")),
+        "images": images,
         "field": tr.velocity_field(RING, 0.4, EXTENT, path=Linear(), n=5),
         "density": tr.point_density(tr.data_of(flat), EXTENT, n=60),
         "budget": tr.budget(flat, RING, RING.mixture.sample(40, torch.Generator().manual_seed(0))[0], n_times=5),
+        "runs": {"fine": flat, "few": tr.record(RING, OdeSampler(Heun(), TimeGrid.karras(3, 0.01, 50)), range(40))},
+        "reflow": tr.reflow(
+            Oracle(RING.mixture, Linear(), t_range=(1e-4, 1.0)),
+            tr.noise_of(flat),
+            tr.data_of(flat),
+            rounds=2,
+            blur=0.2,
+            n_steps=5,
+        ),
+        "likelihood": {
+            name: tr.likelihood_by_steps(RING, tr.data_of(flat)[:6], steps=(2, 4), width=0.1, **settings)
+            for name, settings in (("exact", {}), ("probes", {"divergence": "gaussian", "n_probes": 2}))
+        },
+        "trips": tr.round_trip_by_steps(RING, tr.data_of(flat)[:6], (4, 8)),
         "proxy": tr.angle_proxy(flat, path=Linear()),
         "pareto": {"A": (15, estimates()[-1]), "B": (8, estimates()[-2]), "C": (30, estimates()[-1])},
     }
 
 
 FIGURES = {
+    "attribution": lambda d, **o: viz.attribution(d["bill"], **o),
+    "exponents": lambda d, **o: viz.exponents(d["lyapunov"], **o),
+    "scree": lambda d, **o: viz.scree(d["dimension"], **o),
+    "decisions": lambda d, **o: viz.decisions(d["decisions"], n=20, **o),
+    "event_maps": lambda d, **o: viz.event_maps(d["events"], **o),
+    "numbers": lambda d, **o: viz.numbers(d["running"], **o),
+    "space": lambda d, **o: viz.space(d["images"], d["basis"], **o),
     "trajectories": lambda d, **o: viz.trajectories(d["flat"], n=30, field=d["field"], density=d["density"], **o),
     "projected": lambda d, **o: viz.projected(d["images"], **o),
     "by_step": lambda d, **o: viz.by_step(d["running"], pinned="heun", **o),
@@ -73,6 +102,14 @@ FIGURES = {
         CURVES, families={"one": ["a", "b"], "two": ["c"]}, caption="n = 8", **o
     ),
     "work_precision": lambda d, **o: viz.work_precision({"A": [(9, estimates()[-1]), (18, estimates()[-2])]}, **o),
+    "conflict_map": lambda d, **o: viz.conflict_map(tr.conflict_map(d["flat"], n_bins=8), **o),
+    "microscope": lambda d, **o: viz.microscope(tr.microscope(d["runs"], [0, 3, 7]), **o),
+    "end_distances": lambda d, **o: viz.end_distances({"few": tr.compare_maps(*d["runs"].values(), where=MODES)}, **o),
+    "disagreement": lambda d, **o: viz.disagreement(tr.disagreement(d["runs"]), **o),
+    "rounds": lambda d, **o: viz.rounds(d["reflow"], **o),
+    "likelihood": lambda d, **o: viz.likelihood(d["likelihood"], **o),
+    "code_normality": lambda d, **o: viz.code_normality(tr.normality(tr.noise_of(d["flat"])), **o),
+    "round_trip": lambda d, **o: viz.round_trip(d["trips"], **o),
     "image_grid": lambda d, **o: viz.image_grid(d["images"].x.values[:, -1], caption="toy", **o),
     "filmstrip": lambda d, **o: viz.filmstrip(d["images"], (0, 2), n_frames=5, **o),
 }
@@ -275,7 +312,8 @@ def test_couplings_mark_every_crossing(data):
     figure = viz.couplings(data["flat"], n=40)
     crosses = [t for t in figure.data if t.mode == "markers" and t.marker.symbol == "x-thin-open"]
     n = tr.crossings(data["flat"]).attrs["n_crossings"]
-    assert len(crosses) == 1 and len(crosses[0].x) == n > 0 and f"{n} crossings" in figure.layout.annotations[-1].text
+    words = figure.layout.annotations[-1].text.replace("<br>", " ")
+    assert len(crosses) == 1 and len(crosses[0].x) == n > 0 and f"{n} crossings" in words
 
 
 def test_schedules_mark_each_time_and_the_end_at_zero():
@@ -367,3 +405,62 @@ def test_fields_in_the_plane(data):
     assert float(density.density.sum()) * cell == pytest.approx(1, abs=0.02)  # all points are inside; little leaks out
     with pytest.raises(BadValue, match="plane"):
         tr.velocity_field(PICTURES, 0.4, EXTENT)
+
+
+def test_bars_are_the_costs_and_say_the_final_error(data):
+    bill = data["bill"]["exact"]
+    figure = viz.attribution(bill)
+    [bars] = [t for t in figure.data if t.type == "bar"]
+    np.testing.assert_allclose(bars.y, bill.step_cost)
+    assert sum(bars.y) == pytest.approx(float(bill.final_error))
+    words = [a.text for a in figure.layout.annotations]
+    assert words[0].startswith(f"final error {float(bill.final_error):.3g} ±") and "the reference itself" in words[-1]
+    rings = next(t for t in figure.data if t.name == "size of the carried error")
+    np.testing.assert_allclose(rings.y, bill.step_norm)
+    two = viz.attribution(data["bill"])
+    assert len({t.yaxis for t in two.data if t.type == "bar"}) == 2
+    assert two.layout.yaxis.range == two.layout.yaxis2.range  # bills are compared by eye
+    with pytest.raises(BadValue, match="by='step'"):
+        viz.attribution(data["flat"])
+
+
+def test_a_scree_falls_to_what_is_left_and_exponents_end_at_data(data):
+    figure = viz.scree(data["dimension"]["ring"])
+    solid = next(t for t in figure.data if t.name == "each path")
+    left = 1 - np.cumsum(data["dimension"]["ring"].variance)
+    np.testing.assert_allclose(solid.y[:2], [1, left[0]])
+    assert min(solid.y) >= 1e-6 and list(solid.y) == sorted(solid.y, reverse=True)
+    lines = [
+        t for t in viz.exponents(data["lyapunov"]).data if t.mode == "lines" and t.line.width == 2 and t.fill is None
+    ]
+    assert [t.line.dash for t in lines] == ["solid", "dash"]
+    np.testing.assert_allclose(lines[0].y, data["lyapunov"].exponent[:, 0])
+    with pytest.raises(BadValue, match="per sample"):
+        viz.exponents(data["lyapunov"].drop_vars("exponent_se"))
+
+
+def test_the_raster_has_a_row_per_sample_and_a_ring_where_it_decides(data):
+    made = data["decisions"]
+    figure = viz.decisions(made, n=20, names={0: "east"})
+    rings = figure.data[-1]
+    rows = np.argsort(made.decided.values, kind="stable")[np.linspace(0, 39, 20).round().astype(int)]
+    np.testing.assert_allclose(rings.x, made.sigma[made.decided.values[rows]])
+    marks = [t for t in figure.data if t.mode == "markers"][:-1]
+    assert sum(len(t.x) for t in marks) == 20 * made.sizes["step"]
+    assert any("east" in words for t in marks for words in t.text)
+
+
+def test_paths_in_space_are_the_projections(data):
+    figure = viz.space(data["images"], data["basis"], n=3, path=None)
+    lines = [t for t in figure.data if t.mode == "lines"]
+    drawn = np.concatenate([np.stack((t.x, t.y, t.z), axis=1) for t in lines])
+    drawn = drawn[np.isfinite(drawn).all(axis=1)]
+    axes = data["basis"].axes.values.reshape(3, -1)
+    centre = data["basis"].centre.values.ravel()
+    expected = (data["images"].x.values[:3].reshape(3, 9, -1) - centre) @ axes.T
+    np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected.reshape(-1, 3), axis=0))
+    with pytest.raises(BadValue, match="k=3"):
+        viz.space(data["images"], data["basis"].isel(component=slice(2)))
+    plane = viz.projected(data["images"], basis=data["basis"], n=3, path=None)
+    marks = [t for t in plane.data if t.mode == "markers"][-1]
+    np.testing.assert_allclose(np.stack((marks.x, marks.y), axis=1), expected[:, -1, :2])

@@ -1,15 +1,27 @@
 """Datasets to figures, plotly by default and matplotlib on request. Nothing here sees a model or computes for long."""
 
-from explorer.viz.couplings import angle_map, budget, couplings
+from explorer.viz.couplings import (
+    angle_map,
+    budget,
+    conflict_map,
+    couplings,
+    disagreement,
+    end_distances,
+    microscope,
+    rounds,
+)
+from explorer.viz.errors import attribution, decisions, event_maps, exponents, numbers, scree
 from explorer.viz.images import data_uri, filmstrip, grid, image_grid, png, to_uint8
+from explorer.viz.likelihood import code_normality, likelihood, round_trip
 from explorer.viz.metrics import history, pareto
 from explorer.viz.solvers import measured_order, order_plot, work_precision
 from explorer.viz.steps import by_step, schedules
 from explorer.viz.theme import DARK, LIGHT, OKABE_ITO, THEMES, Theme, theme_of
-from explorer.viz.trajectories import projected, trajectories
+from explorer.viz.trajectories import projected, space, trajectories
 
 __all__ = [
-    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "angle_map", "budget", "by_step", "couplings", "data_uri", "filmstrip", "grid",
-    "history", "image_grid", "measured_order", "order_plot", "pareto", "png", "projected", "schedules", "theme_of", "to_uint8",
-    "trajectories", "work_precision",
+    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "angle_map", "attribution", "budget", "by_step", "code_normality",
+    "conflict_map", "couplings", "data_uri", "decisions", "disagreement", "end_distances", "event_maps", "exponents", "filmstrip",
+    "grid", "history", "image_grid", "likelihood", "measured_order", "microscope", "numbers", "order_plot", "pareto", "png",
+    "projected", "round_trip", "rounds", "schedules", "scree", "space", "theme_of", "to_uint8", "trajectories", "work_precision",
 ]  # fmt: skip
