@@ -387,7 +387,9 @@ class MatplotlibPanel(Panel):
 
     def heat(self, x, y, z, *, label):
         mesh = self.ax.pcolormesh(x, y, np.ma.masked_invalid(z), cmap="viridis", shading="nearest")
-        bar = self.owner.figure.colorbar(mesh, ax=self.ax, label=label)
+        bar = self.owner.figure.colorbar(mesh, ax=self.ax)
+        bar.set_label(label, color=self.owner.theme.text)
+        bar.ax.tick_params(colors=self.owner.theme.muted)
         bar.outline.set_visible(False)
         self.ax.grid(False)
 
