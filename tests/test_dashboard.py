@@ -359,7 +359,8 @@ def test_every_solver_and_grid_runs_from_the_page(desk, model):
     desk.open(model=model, n_steps=4)
     desk.send("cancel")
     desk.session.n = 16
-    for knobs in [{"solver": name} for name in SOLVERS] + [{"grid": name} for name in GRIDS]:
+    grids = [{"grid": name} for name in GRIDS] if model == POINTS else []
+    for knobs in [{"solver": name} for name in SOLVERS] + grids:
         desk.session.set(**{**catalogue.defaults(model), "n_steps": 4, **knobs})
         assert desk.error == "", knobs
         if model == "digits":

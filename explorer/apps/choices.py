@@ -26,11 +26,10 @@ TIMES = ("uniform-t", "cosine", "polynomial", "sigmoid", "laplace")
 
 def solvers(knobs: SamplerKnobs, model: Denoiser) -> list[dict[str, str]]:
     """Each solver with its `group`, a `hint` of its order and of its network calls at the present setting, and its `doc`."""
-    out = []
-    for name, cls in SOLVERS.items():
-        order, cost = _promise(knobs, model, name)
-        out.append({"group": _family(name), "hint": f"order {order} · {cost}", "doc": _about(cls)})
-    return out
+    return [
+        {"group": _family(name), "hint": hint, "doc": _about(SOLVERS[name])}
+        for name, hint in _promises(knobs.to_json(), model).items()
+    ]
 
 
 def grids() -> list[dict[str, str]]:
@@ -48,15 +47,18 @@ def options(control: Any, knobs: SamplerKnobs, model: Denoiser) -> list[dict[str
     return grids() if control.name == "grid" else None
 
 
-def _promise(knobs: SamplerKnobs, model: Denoiser, name: str) -> tuple[str, str]:
-    values = {**knobs.to_dict(), "solver": name}
-    try:
-        sampler = SamplerKnobs.from_dict({**values, "variant": "default"} if "variant" in values else values)
-        built, sampler = sampler.build(model)
-        return str(getattr(sampler.solver, "order", "–")), f"NFE {sampler.nfe(built)}"
-    except (ExplorerError, AttributeError, TypeError):
-        order = getattr(SOLVERS[name], "order", "–")
-        return str(order) if isinstance(order, int) else "–", f"{SOLVERS[name].nfe_formula} calls"
+@lru_cache(maxsize=256)
+def _promises(values: str, model: Denoiser) -> dict[str, str]:
+    out, tried = {}, SamplerKnobs.from_json(values)
+    tried.variant = "default"
+    for name, cls in SOLVERS.items():
+        try:
+            tried.solver = name
+            built, sampler = tried.build(model)
+            out[name] = f"order {sampler.solver.order} · NFE {sampler.nfe(built)}"
+        except (ExplorerError, AttributeError, TypeError):  # these knobs cannot run, or its cost is known only afterwards
+            out[name] = f"{cls.nfe_formula} calls"
+    return out
 
 
 @lru_cache(maxsize=64)

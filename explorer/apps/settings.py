@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -18,7 +19,7 @@ N_CHOICES = (256, 512, 1000, 2000, 5000, 10000)
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and one value of every knob, seeds included: what a row of the history is."""
+    """A model and one value of every knob, seeds included: what a row of the history is. Its `knobs` are shared: never set one."""
 
     model: str
     values: str  # JSON of the knobs, so that a setting can be a key
@@ -29,14 +30,14 @@ class Setting:
 
     @property
     def knobs(self) -> SamplerKnobs:
-        return SamplerKnobs.from_json(self.values)
+        return _parsed(self.values)
 
     @property
     def key(self) -> str:
-        return f"{self.model}.{self.knobs.key()}"
+        return f"{self.model}.{_hashed(self.values)}"
 
     def on_seed(self, seed: int) -> Setting:
-        return Setting.of(self.model, SamplerKnobs.from_dict({**self.knobs.to_dict(), "seed": seed}))
+        return Setting(self.model, _reseeded(self.values, seed))
 
     def to_dict(self) -> dict[str, Any]:
         return {"model": self.model, "knobs": self.knobs.to_dict()}
@@ -47,6 +48,24 @@ class Setting:
         setting = cls.of(data["model"], SamplerKnobs.from_dict(data["knobs"]))
         catalogue.model(setting.model)
         return setting
+
+
+# Pages ask for these by the hundred whenever they redraw, and parsing checks every value.
+
+
+@lru_cache(maxsize=4096)
+def _parsed(values: str) -> SamplerKnobs:
+    return SamplerKnobs.from_json(values)
+
+
+@lru_cache(maxsize=4096)
+def _hashed(values: str) -> str:
+    return _parsed(values).key()
+
+
+@lru_cache(maxsize=4096)
+def _reseeded(values: str, seed: int) -> str:
+    return SamplerKnobs.from_dict({**_parsed(values).to_dict(), "seed": seed}).to_json()
 
 
 def spell(setting: Setting, prefix: str = "", leave: tuple[str, ...] = ()) -> dict[str, str]:
