@@ -17,11 +17,11 @@ export function render({ model, el }) {
     },
   });
   const drawer = h("aside", { class: "drawer", "aria-label": "All knobs of one sampler", hidden: true },
-    h("button", { class: "shut", type: "button", "aria-label": "Close the knobs", onclick: () => model.send_msg({ type: "activate", slot: null }) }, "✕"));
+    h("header", {}, h("b", {}), h("button", { class: "shut", type: "button", "aria-label": "Close the knobs", onclick: () => model.send_msg({ type: "activate", slot: null }) }, "✕")));
   drawer.append(model.get_child("knobs"));
   lab.append(drawer);
   const film = lab.querySelector(".slot[style*=film]");
-  const show = () => { drawer.hidden = !model.open; film.hidden = !model.images; lab.classList.toggle("images", model.images); };
+  const show = () => { drawer.hidden = !model.open; drawer.querySelector("b").textContent = `Knobs of ${model.open}`; film.hidden = !model.images; lab.classList.toggle("images", model.images); };
   model.on("open", show); model.on("images", show);
   show();
   return lab;

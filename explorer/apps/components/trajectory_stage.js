@@ -55,7 +55,7 @@ function makePlate(clock, settings, send) {
     zs = new Float32Array(x.length);
     ts = sigma.map((v) => v / (v + s));
     sigma.forEach((v, i) => {
-      const k = s * (1 + v) / (s + v) / settings.extent, step = 2 * range / 65535 * k, low = -range * k;
+      const k = s * (1 + v) / (s + v) / settings.extent, step = 2 * range[i] / 65535 * k, low = -range[i] * k;
       for (let j = i * n * 2, end = j + n * 2; j < end; j++) zs[j] = x[j] * step + low;
     });
     zsFor = frames; prepare.key = key;
@@ -184,7 +184,7 @@ function makePlate(clock, settings, send) {
     const dark = css("color-scheme") === "dark", inks = settings.palette[dark ? "dark" : "light"].map(rgb);
     const n = frames.n, [i, f] = locate(clock.t), data = pixels.data, ratio = devicePixelRatio;
     data.fill(0);
-    const chosen = clock.chosen?.mask, base = (n > 600 ? 1.55 : 2.4) * ratio * clamp(size / ratio / 400, 0.72, 1.25);
+    const chosen = clock.chosen?.ids.length ? clock.chosen.mask : null, base = (n > 600 ? 1.55 : 2.4) * ratio * clamp(size / ratio / 400, 0.72, 1.25);
     const one = 2 * i * n, two = 2 * (i + 1) * n;
     const passes = chosen ? [false, true] : [null];
     for (const pass of passes) {
@@ -394,7 +394,7 @@ export function render({ model, el }) {
         progress.style.width = `${100 * next.fraction}%`;
         bar.title = next.running;
         veil.hidden = !next.error && next.drawn;
-        veil.className = next.error ? "veil error" : "veil";
+        veil.className = next.error ? "veil failed" : "veil";
         if (next.error) {
           const details = h("button", { class: "btn small", type: "button", onclick: async () => { await navigator.clipboard.writeText(next.error.details); details.textContent = "copied"; } }, "copy details");
           veil.replaceChildren(h("p", { role: "alert", "data-part": "track-error" }, next.error.text),

@@ -39,7 +39,7 @@ N_FIRST = {"points": 256, "images": 32}
 N_BUDGET = {"points": 512, "images": 64}
 N_ERRORS = {"points": 64, "images": 12}
 BUDGET_TIMES = {"points": 50, "images": 16}
-N_DENSITY = 2**17  # points that its density is made from, where the data can be drawn
+N_DENSITY = 2**15  # points that its density is made from, where the data can be drawn
 FINE = 16  # steps from which two substeps of the reference in each interval are enough, else four
 N_SITES = 12  # regions into which data without classes or modes are divided
 SCENE_TIMES, FIELD_SIDE, DENSITY_SIDE = 28, 17, 56
@@ -81,7 +81,7 @@ class Watched(Denoiser):
         return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plane:
     """The plane on which samples are seen: their own, or that of the two largest variations of the data.
 
@@ -155,7 +155,7 @@ def positions(frames: np.ndarray, sigma: np.ndarray, at: float, scale: float) ->
     return (1 - f) * z[i] + f * z[i + 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """What lies around the paths at K noise levels, on the square of half side `extent`.
 
@@ -226,7 +226,7 @@ TOTALS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curves:
     """Geometry of a run on the linear path: by step (`CURVES`), and whole paths (`TOTALS`) as (mean, standard error)."""
 
@@ -371,7 +371,7 @@ def sites_of(model: str) -> tuple[Tensor, str]:
     return torch.from_numpy(centres), f"{N_SITES} parts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sight:
     """What the microscope shows of a selection.
 

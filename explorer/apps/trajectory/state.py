@@ -25,7 +25,7 @@ from explorer.apps.trajectory import compute
 from explorer.apps.trajectory.compute import STAGES, Curves, Plane, Scene, Sight
 from explorer.apps.worker import Failure, Job, Worker
 from explorer.errors import BadValue, ExplorerError
-from explorer.knobs import SamplerKnobs
+from explorer.knobs import GROUPS, SamplerKnobs
 from explorer.trajectory import crossings
 from explorer.trajectory.maps import lasso
 
@@ -83,6 +83,7 @@ class Runs:
 
     def __init__(self, limit: int = CACHE_BYTES):
         self._limit, self._items = limit, OrderedDict()
+        self.scenes: OrderedDict[tuple, Scene] = OrderedDict()  # by model and what acts on it, square and noise
 
     def of(self, setting: Setting, n: int) -> Run:
         """The run of this setting, as far as it is known."""
@@ -95,6 +96,11 @@ class Runs:
             if held > self._limit or self._items[old].ds is None:
                 held -= self._items.pop(old).bytes
         return self._items[key]
+
+    def keep(self, around: tuple, scene: Scene) -> None:
+        self.scenes[around] = scene
+        while len(self.scenes) > 32:
+            self.scenes.popitem(last=False)
 
 
 RUNS = Runs()
@@ -319,13 +325,16 @@ class Trajectories(Store):
     def undo(self, slot: int) -> None:
         """Back to the sampler's last setting that could run."""
         track = self.track(slot)
+        if track.good == track.setting and track.error is not None:  # it never ran: an address brought it
+            defaults = catalogue.defaults(track.model) | {"seed": self.seed}
+            track.good = Setting.of(track.model, SamplerKnobs.from_dict(defaults))
         track.setting, track.error = track.good, None
         self._refresh()
 
     def activate(self, slot: int | None) -> None:
         """Opens all knobs of one sampler, or closes them."""
         self.active = None if slot is None or slot == self.active else self.track(slot).slot
-        self.changed("tracks", "knobs")
+        self.changed("tracks", "knobs", "view")
 
     def look(self, **values: Any) -> None:
         """Keeps what the browser shows, for the address."""
@@ -450,6 +459,10 @@ class Trajectories(Store):
 
     def _submit(self, track: Track, run: Run, todo: tuple[str, ...], first: bool = False) -> None:
         plane, extent, box = compute.plane_of(track.model), self.extent, []
+        around = _around(track.setting, extent)
+        if "scene" in todo and around in self._runs.scenes:  # another sampler of the same model
+            run.scene = self._runs.scenes[around]
+            todo = tuple(stage for stage in todo if stage != "scene")
 
         def make(job: Job) -> Iterator[tuple[str, Any]]:
             for item in compute.stages(track.model, run.setting.knobs, run.n, extent, job, todo=todo, ds=run.ds):
@@ -463,6 +476,8 @@ class Trajectories(Store):
         def take(item: tuple[str, Any]) -> None:
             stage, value = item
             run.take(stage, value, plane)
+            if stage == "scene":
+                self._runs.keep(around, value)
             if stage == "paths":
                 track.shown, track.good = run, track.setting
                 if run.n_done >= run.n:
@@ -620,6 +635,13 @@ class Trajectories(Store):
         self.seed, self.active, self.selection, self.looks = seed, None, None, Looks()
         self.n = N_DEFAULT[self.kind]
         self.pick = 0 if self.kind == "images" else None
+
+
+def _around(setting: Setting, extent: float) -> tuple:
+    """What the density and the velocity field depend on."""
+    knobs = _knobs(setting)
+    acting = (*GROUPS["Guidance"], *GROUPS["Skip-tuning"], "label", "sigma_max")
+    return (setting.model, extent, *(str(getattr(knobs, name)) for name in acting))
 
 
 def _told(call: Callable, *args: Any) -> Any:
