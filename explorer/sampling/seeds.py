@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from explorer.errors import BadValue
+
+AHEAD = 4096
+"""Numbers per sample that may be drawn before they are asked for."""
 
 
 class Seeds:
@@ -16,7 +20,8 @@ class Seeds:
     Args:
         ids: non-negative integers below 2**63; repeated ones give identical samples.
     Draws are made on the CPU, sample by sample, and moved to the device afterwards: the same seed gives the same noise everywhere.
-    Each call of `normal` takes the *next* numbers of every stream; `fresh()` starts them again.
+    Each call of `normal` takes the *next* numbers of every stream; `fresh()` starts them again. From the second call on, several
+    draws of one shape are made ahead: 256 generators called for a few numbers each would cost more than a small network.
     """
 
     def __init__(self, ids: Iterable[int]):
@@ -25,6 +30,7 @@ class Seeds:
             raise BadValue("seeds must be integers from 0 to 2**63 - 1")
         self._generators: list[torch.Generator] | None = None
         self._drawn: list[tuple[int, ...]] = []
+        self._ahead: tuple[tuple[int, ...], list[Tensor]] = ((), [])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,13 +48,22 @@ class Seeds:
 
     def normal(self, shape: tuple[int, ...], device=None, dtype=torch.float64) -> Tensor:
         """Standard normal numbers (n, *shape): the next ones of each sample's stream."""
+        shape, first = tuple(shape), self._generators is None
+        self._drawn.append(shape)
+        if first:
+            return self._draw(shape).to(device=device, dtype=dtype)
+        if not (self._ahead[0] == shape and self._ahead[1]):
+            n = max(1, min(16, AHEAD // max(math.prod(shape), 1)))
+            self._ahead = (shape, list(self._draw((n, *shape)).movedim(1, 0).contiguous().unbind())[::-1])
+        return self._ahead[1].pop().to(device=device, dtype=dtype)
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
         if self._generators is None:
             self._generators = [torch.Generator().manual_seed(i) for i in self.ids]
-        self._drawn.append(tuple(shape))
         out = torch.empty(len(self), *shape, dtype=torch.float64)
         for row, generator in zip(out, self._generators, strict=True):
             row.normal_(generator=generator)
-        return out.to(device=device, dtype=dtype)
+        return out
 
     @property
     def n_draws(self) -> int:
