@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from explorer.bench.clock import Effort, Work, installed, rounds, threads, waiter
 from explorer.bench.rows import Row
 from explorer.models.base import Preconditioned
+from explorer.models.bundled import load
 from explorer.process.paths import EDM, Linear
 from explorer.process.precondition import EDMPrecondition, FlowPrecondition
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler
+from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Solver
-from explorer.sampling.solvers import RK4, DPMpp2M, Euler, Heun
+from explorer.sampling.solvers import RK4, SOLVERS, DPMpp2M, Euler, Heun
 from explorer.trajectory.record import Recorder
 
 BATCH, STEPS, SIGMA = 256, 18, (0.002, 80.0)
@@ -44,7 +46,7 @@ class TinyNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         first, second, last = self.layers
-        h = torch.cat([x, noise.expand(len(x), 1)], dim=1)
+        h = torch.cat([x, noise.reshape(-1, 1).expand(len(x), 1)], dim=1)
         h = nn.functional.silu(first(h))
         return last(nn.functional.silu(second(h)))
 
@@ -128,6 +130,31 @@ def recording(name: str, effort: Effort, device: torch.device) -> Row:
         return _measured(name, {"ours": ours, "limit": s.bare}, nfe, effort, device, SLACK_RECORDING, note)
 
 
+def any_solver(name: str, effort: Effort, device: torch.device, *, solver: str) -> Row:
+    """A row for each solver that has none of its own, on the EDM-preconditioned network."""
+    return _row(name, SOLVERS[solver](), "edm", DIFFUSERS.get(solver, {}), effort, device)
+
+
+def unet(name: str, effort: Effort, device: torch.device, *, solver: str) -> Row:
+    """The bundled digits network, whose size hides what a solver does besides."""
+    with torch.inference_mode(), threads(1):
+        model = load("digits").to(device)
+        seeds = Seeds(range(UNET_BATCH))
+        sampler = OdeSampler(SOLVERS[solver](), TimeGrid.karras(UNET_STEPS, *SIGMA))
+        noise, cond = seeds.normal(model.shape, device=device, dtype=torch.float32), seeds.labels(10, device)
+        level = torch.zeros(1, device=device)
+
+        def bare() -> None:
+            for _ in range(UNET_STEPS):
+                model.net(noise, level, cond)
+
+        work = {"ours": lambda: sampler.sample(model, noise, cond, rng=seeds.fresh()), "limit": bare}
+        nfe = {"ours": sampler.nfe(model), "limit": UNET_STEPS}
+        note = f"{solver} on the bundled digits U-Net, batch {UNET_BATCH}, {UNET_STEPS} steps; CPU time of one thread."
+        return _measured(name, work, nfe, effort, device, SLACK, note, best_of=1)
+
+
+UNET_BATCH, UNET_STEPS = 64, 6
 NOTE = f"MLP 3-64-64-2, batch {BATCH}, {STEPS} steps; microseconds per evaluation, CPU time of one thread."
 
 
@@ -145,17 +172,24 @@ def _row(
         model, grid = (s.flow, FLOW_GRID) if kind == "flow" else (s.edm, EDM_GRID)
         sampler, noise = OdeSampler(solver, grid), s.noise.to(dtype)
         found, absent = installed({peer: lambda build=build: build(s) for peer, build in peers.items()})
-        work = {"ours": lambda: sampler.sample(model, noise), "limit": s.bare} | {p: f for p, (f, _) in found.items()}
+        seeds = Seeds(range(BATCH)) if solver.stochastic else None
+        work = {"ours": lambda: sampler.sample(model, noise, rng=seeds), "limit": s.bare}
+        work |= {p: f for p, (f, _) in found.items()}
         nfe = {"ours": sampler.nfe(model), "limit": STEPS} | {p: n for p, (_, n) in found.items()}
         what = "velocity network (linear path)" if kind == "flow" else "EDM-preconditioned network"
+        if solver.stochastic:
+            what += ", noise from each sample's own generator (the peers draw a batch at once)"
         note = f"{type(solver).__name__} on a {what}, state in {str(dtype).removeprefix('torch.')}. {NOTE}"
-        target = SLACK if dtype == torch.float32 else None
+        target = SLACK if dtype == torch.float32 and not solver.stochastic else None
         return _measured(name, work, nfe, effort, device, target, note, absent)
 
 
-def _measured(name, work: dict[str, Work], nfe, effort: Effort, device, target, note, absent=()) -> Row:
+def _measured(
+    name, work: dict[str, Work], nfe, effort: Effort, device, target, note, absent=(), best_of: int = 15
+) -> Row:
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
-    times, ends = rounds(work, effort, best_of=3 if effort.quick else 15, clock=clock, wait=waiter(device))
+    best_of = min(best_of, 3) if effort.quick else best_of
+    times, ends = rounds(work, effort, best_of=best_of, clock=clock, wait=waiter(device))
     times = {key: [seconds / nfe[key] for seconds in values] for key, values in times.items()}
     same = {peer: end for peer, end in ends.items() if peer in EQUAL and peer in times}
     checks = {peer: float((end - ends["ours"]).norm() / ends["ours"].norm()) for peer, end in same.items()}
@@ -207,6 +241,17 @@ def edm_scheduler(name: str, **options) -> Peer:
     return build
 
 
+def karras_scheduler(name: str, **options) -> Peer:
+    def build(s: Setting) -> tuple[Work, int]:
+        import diffusers
+
+        scheduler = getattr(diffusers, name)(use_karras_sigmas=True, **options)
+        scheduler.set_timesteps(STEPS)
+        return _loop(s, scheduler, s.noise32 * float(scheduler.init_noise_sigma), lambda t: t / 1000)
+
+    return build
+
+
 def heun_discrete(s: Setting) -> tuple[Work, int]:
     import diffusers
 
@@ -229,3 +274,17 @@ def _loop(s: Setting, scheduler, start: Tensor, level: Callable[[Tensor], Tensor
         return x
 
     return run, len(scheduler.timesteps)
+
+
+_EDM_DPM, _EDM_SDE = "EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}
+_SINGLE = "DPMSolverSinglestepScheduler"
+DIFFUSERS: dict[str, dict[str, Peer]] = {
+    "dpm-solver-2": {"diffusers KDPM2": karras_scheduler("KDPM2DiscreteScheduler")},
+    "dpmpp-2s": {"diffusers DPMSolverSinglestep 2": karras_scheduler(_SINGLE, solver_order=2)},
+    "dpmpp-3m": {"diffusers EDMDPMSolverMultistep 3": edm_scheduler(_EDM_DPM, solver_order=3)},
+    "dpmpp-2m-sde": {"diffusers EDMDPMSolverMultistep sde 2": edm_scheduler(_EDM_DPM, **_EDM_SDE)},
+    "dpmpp-3m-sde": {"diffusers EDMDPMSolverMultistep sde 3": edm_scheduler(_EDM_DPM, **_EDM_SDE, solver_order=3)},
+    "unipc": {"diffusers UniPCMultistep": karras_scheduler("UniPCMultistepScheduler")},
+    "deis": {"diffusers DEISMultistep": karras_scheduler("DEISMultistepScheduler")},
+}
+"""Schedulers that do the same work a step as one of our solvers; their time grids and orders at the ends differ."""

@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
-from explorer.bench import fid, live, overhead, training
+from explorer.bench import engine, fid, live, overhead, training
 from explorer.bench.clock import Effort
 from explorer.bench.rows import Row
 from explorer.errors import BadValue, UnknownName
+from explorer.sampling.solvers import SOLVERS
 
 Bench = Callable[[str, Effort], Row | None]
 """bench(name, effort): the row, or None where the machine lacks what it needs (a browser)."""
@@ -29,12 +30,22 @@ def benches() -> dict[str, Bench]:
         "solver-overhead-recording": overhead.recording,
         "solver-overhead-euler-float64": overhead.euler_float64,
         "solver-overhead-dpmpp-2m-float64": overhead.dpmpp_2m_float64,
+        **{
+            f"solver-overhead-{name}": partial(overhead.any_solver, solver=name)
+            for name in SOLVERS
+            if name not in OWN_ROW
+        },
+        **{f"solver-unet-{name}": partial(overhead.unet, solver=name) for name in SOLVERS},
+        "adaptive-dopri5": engine.dopri5,
+        "trajectory-recording": engine.recording,
+        "trajectory-running": engine.running,
         "live-first-number": live.first_number,
         "live-n2000": live.n2000,
         "train-digits": training.digits,
     }
     out: dict[str, Bench] = {name: partial(bench, device=cpu) for name, bench in on_device.items()}
     out |= {
+        "coupling-exact": engine.exact_ot,
         "frechet-d64": partial(fid.full_rank, dim=64),
         "frechet-d768": partial(fid.full_rank, dim=768),
         "frechet-d2048": partial(fid.full_rank, dim=2048),
@@ -47,7 +58,10 @@ def benches() -> dict[str, Bench]:
     return out
 
 
-FAMILIES = ("solver-overhead", "frechet", "live", "train")
+OWN_ROW = ("euler", "heun", "rk4", "dpmpp-2m")
+"""Solvers that are timed in settings of their own."""
+
+FAMILIES = ("solver-overhead", "solver-unet", "adaptive", "trajectory", "coupling", "frechet", "live", "train")
 
 
 def families() -> tuple[str, ...]:
