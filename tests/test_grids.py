@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from problems import PATHS
@@ -16,6 +18,7 @@ from explorer.errors import BadValue, UnknownName
 from explorer.process import EDM, VP, CosineVP, IDDPMPrecondition, Linear
 from explorer.sampling import GRIDS, TimeGrid, grid
 from explorer.sampling.grids import LEVELS, WARPED, noise_levels
+from explorer.viz import grids as figures
 
 STEPS = st.sampled_from([1, 2, 3, 5, 18, 60])
 LOW, RATIO = st.floats(5e-4, 2.0), st.floats(1.5, 1e4)
@@ -314,3 +317,75 @@ def test_a_wrong_coordinate_names_the_two_there_are():
     for make in (lambda: TimeGrid((1.0, 0.0), "time"), lambda: TimeGrid((1.0, 0.0)).to("lambda", EDM())):
         with pytest.raises(UnknownName, match="sigma, t"):
             make()
+
+
+# Figures
+
+SHOWN = {"karras": TimeGrid.karras(6, 0.02, 20.0).times, "by hand": (20.0, 2.0, 0.2, 0.02)}
+NODES = TimeGrid.log_snr(12, 0.02, 20.0, to_zero=False)
+
+
+def squared_steps() -> xr.Dataset:
+    i = np.arange(13.0)
+    cost = xr.DataArray(np.triu((i[None, :] - i[:, None]) ** 2), dims=("start", "end"), attrs={"long_name": "cost"})
+    coords = {"sigma_start": ("start", list(NODES.times)), "sigma_end": ("end", list(NODES.times))}
+    return xr.Dataset({"cost": cost}, coords, {"n": 7})
+
+
+FIGURES = {
+    "steps": lambda **o: figures.grid_steps(SHOWN, pinned="by hand", **o),
+    "density": lambda **o: figures.step_density(SHOWN, **o),
+    "costs": lambda **o: figures.cost_matrix(squared_steps(), {"even": NODES.times[::4], "all": NODES.times}, **o),
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_in_both_libraries(name, theme):
+    drawn = FIGURES[name](theme=theme, backend="plotly")
+    words = " ".join(a.text for a in drawn.layout.annotations)
+    assert re.search(r"\d steps", words) and len(drawn.data) >= 2
+    text = drawn.to_json()
+    assert "Infinity" not in text and json.loads(text)
+    other = FIGURES[name](theme=theme, backend="matplotlib")
+    other.canvas.draw()
+    assert re.search(r"\d steps", other.get_supxlabel())
+
+
+def test_widths_and_densities_are_those_of_the_steps():
+    lines = [t for t in FIGURES["steps"](backend="plotly").data if t.mode == "lines" and t.xaxis == "x2"]
+    for line, sigma in zip(lines, SHOWN.values(), strict=True):
+        inside = np.array([s for s in sigma if s > 0])
+        np.testing.assert_allclose(line.y, np.log(inside[:-1] / inside[1:]))
+        np.testing.assert_allclose(np.square(line.x), inside[:-1] * inside[1:])
+    for line, sigma in zip(FIGURES["density"](backend="plotly").data, SHOWN.values(), strict=True):
+        decades = -np.diff(np.log10(np.asarray(line.x, dtype=float)))
+        area = (np.asarray(line.y, dtype=float)[:-1] * decades).sum()
+        assert area == pytest.approx(sum(s > 0 for s in sigma) - 1)  # steps per decade times decades
+
+
+def test_a_route_is_a_staircase_whose_corners_are_its_steps():
+    drawn = FIGURES["costs"](backend="plotly")
+    heat = drawn.data[0]
+    z = np.array(heat.z, dtype=float)
+    assert z[2, 5] == pytest.approx(math.log10(9)) and np.isnan(z[5, 2]) and np.isnan(z[3, 3])
+    stairs = next(t for t in drawn.data if t.name == "even")
+    assert list(zip(stairs.x, stairs.y, strict=True)) == [(0, 0), (4, 0), (4, 4), (8, 4), (8, 8), (12, 8), (12, 12)]
+    corners = next(t for t in drawn.data if t.mode == "markers")
+    assert list(zip(corners.x, corners.y, strict=True)) == [(4, 0), (8, 4), (12, 8)]
+    zero = figures.cost_matrix(squared_steps(), {"even": (*NODES.times[::4], 0.0)})  # the free last step is left out
+    assert list(next(t for t in zero.data if t.mode == "markers").x) == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: figures.grid_steps({}), "no time grid"),
+        (lambda: figures.grid_steps({"a": (1.0, 2.0)}), "a is not a grid"),
+        (lambda: figures.step_density({"a": (1.0,)}), "a is not a grid"),
+        (lambda: figures.cost_matrix(squared_steps(), {"a": (20.0, 3.0, 0.02)}), "sigma = 3 of a is no node"),
+    ],
+)
+def test_figures_refuse_what_is_no_grid(make, says):
+    with pytest.raises(BadValue, match=says):
+        make()
