@@ -148,10 +148,11 @@ class AdaptiveReport:
         return (~self.accepted & ~self.t.isnan()).sum(1)
 
     def hardest(self, n: int = 5) -> list[int]:
-        """Positions of the n samples that needed most attempts; among equals (control "batch") those with the larger errors."""
-        square = self.error.square().nan_to_num(0.0, 0.0, 0.0).sum(1)
-        key = (~self.t.isnan()).sum(1) + square / (2 * square.max() + 1)
-        return key.argsort(descending=True, stable=True)[:n].tolist()
+        """Positions of the n samples that needed most attempts; among equals (control "batch": all) those whose own error was too
+        large most often.
+        """
+        attempts, too_large = (~self.t.isnan()).sum(1), (self.error > 1).sum(1)
+        return (attempts + too_large / (self.t.shape[1] + 1)).argsort(descending=True, stable=True)[:n].tolist()
 
     def profile(self, edges: Sequence[float]) -> Profile:
         """Accepted and refused attempts and step sizes between the given decreasing times: where the stiffness sits."""
@@ -215,7 +216,7 @@ class AdaptiveSampler(Sampler):
         max_steps: attempts allowed per sample.
         path: path of the ODE; None is the model's own.
     The number of evaluations is known after a run only: `nfe` is None, and `run` returns a report. Control "sample" asks the model with
-    one time per sample.
+    one time per sample and keeps its state in float64; "batch" keeps the noise's dtype.
     """
 
     grid: TimeGrid
@@ -277,7 +278,7 @@ class AdaptiveSampler(Sampler):
             watch = lambda i, x, x_next, slope: observe(i, nodes[i], nodes[i + 1], x, Step(x_next, slope, None, None))  # noqa: E731
         tolerances = self.rtol, self.atol, int(self.max_steps)
         if self.control == "sample":
-            x, slope, report = _run_by_sample(model, x, cond, nodes, PAIRS[self.method], *tolerances, watch)
+            x, slope, report = _run_by_sample(model, x.double(), cond, nodes, PAIRS[self.method], *tolerances, watch)
         else:
             x, slope, report = _run_by_batch(
                 model, x, cond, nodes, TORCHDIFFEQ[self.method], *tolerances, watch, times[-1] == 0
@@ -285,9 +286,9 @@ class AdaptiveSampler(Sampler):
         if times[-1] == 0:
             a, b = path.convert("velocity", "x0", inner[-1])
             before, x = x, affine(a, x, b, slope)
-            if observe is not None:
+            if observe is not None and (self.control == "sample" or (report.status == DONE).all()):
                 observe(len(inner) - 1, inner[-1], 0.0, before, Step(x, slope, None, None))
-        return x, report
+        return x.to(noise.dtype), report
 
     def to_dict(self):
         return {
@@ -343,6 +344,9 @@ def _run_by_sample(
 ) -> tuple[Tensor, Tensor, AdaptiveReport]:
     """(state, slope) at the last node and the report; NaN states where a sample did not arrive."""
     n, device, end = len(x), x.device, nodes[-1]
+    if n == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return x, x, _report(0, [], none, none)
     calls = model.n_calls
 
     def spent() -> int:
@@ -362,7 +366,7 @@ def _run_by_sample(
             f"{model.name or 'the model'} was asked with one time per sample, a tensor ({n},), and failed: {error}. "
             "Use control='batch', which asks with one time for all"
         ) from error
-    size = _first_step(velocity, x, t, slope, t[0].item() - end, pair.order, rtol, atol)
+    size = _first_step(velocity, x, t, slope, nodes[0] - end, pair.order, rtol, atol)
     nfe = torch.full((n,), spent(), dtype=torch.int64, device=device)
     before = torch.ones(n, dtype=torch.float64, device=device)  # the error of the last accepted step
     fresh = torch.ones(n, dtype=torch.bool, device=device)  # whether the last attempt was accepted
@@ -579,13 +583,9 @@ def _run_by_batch(
         for i, t in enumerate(nodes[:-1]):
             watch(i, states[i], states[i + 1], model.velocity(states[i], t, cond).to(x.dtype))
     ids = torch.arange(n, device=x.device)
-    full = lambda v: torch.full((n,), v, device=x.device)  # noqa: E731
-    log = [
-        (ids, full(t).double(), full(size).double(), errors if errors is not None else full(math.nan), full(ok))
-        for t, size, errors, ok in heard.log
-    ]
-    if status != DONE and heard.trying is not None and status != TOO_MANY:
+    full = lambda v: torch.full((n,), v, dtype=torch.bool if isinstance(v, bool) else torch.float64, device=x.device)  # noqa: E731
+    log = [(ids, full(t), full(size), errors, full(ok)) for t, size, errors, ok in heard.log]
+    if status in (UNDERFLOW, NOT_FINITE) and heard.trying is not None:  # the attempt that was not even made
         t, size = heard.trying
-        errors = heard.errors if heard.errors is not None else full(math.nan).double()
-        log.append((ids, full(t).double(), full(size).double(), errors, full(False)))
+        log.append((ids, full(t), full(size), full(math.nan) if heard.errors is None else heard.errors, full(False)))
     return end, slope, _report(n, log, nfe, torch.full((n,), status, dtype=torch.int64, device=x.device))
