@@ -16,7 +16,7 @@ from explorer.bench.rows import Row
 from explorer.errors import BadValue, NonFinite, UnknownName
 from explorer.models import Preconditioned, as_denoiser
 from explorer.process import EDM, EDMPrecondition
-from explorer.sampling import DPMpp2M, EDMStochastic, Euler, Heun, OdeSampler, Seeds, TimeGrid, solve
+from explorer.sampling import SOLVERS, DPMpp2M, EDMStochastic, Euler, Heun, OdeSampler, Seeds, TimeGrid, solve
 
 FIELDS = {
     "name", "ours", "unit", "limit", "limit_is", "ratio", "target", "peers", "speedup", "absent", "checks", "n_runs",
@@ -60,7 +60,9 @@ def test_the_document_survives_json_and_names_machine_and_versions(rows, tmp_pat
 
 
 def test_names_belong_to_families_and_unknown_ones_are_told():
-    assert set(bench.families()) == {"solver-overhead", "frechet", "live", "train"}
+    named = {name for name in bench.names() if name.startswith("solver-overhead-")}
+    assert {f"solver-overhead-{name}" for name in SOLVERS} <= named
+    assert {f"solver-unet-{name}" for name in SOLVERS} <= set(bench.names())
     assert all(any(name.startswith(f"{f}-") for f in bench.families()) for name in bench.names())
     assert any(name.endswith("-cuda") for name in bench.names()) == torch.cuda.is_available()
     with pytest.raises(UnknownName, match="frechet"):
