@@ -371,10 +371,10 @@ def test_a_route_is_a_staircase_whose_corners_are_its_steps():
     assert z[2, 5] == pytest.approx(math.log10(9)) and np.isnan(z[5, 2]) and np.isnan(z[3, 3])
     stairs = next(t for t in drawn.data if t.name == "even")
     assert list(zip(stairs.x, stairs.y, strict=True)) == [(0, 0), (4, 0), (4, 4), (8, 4), (8, 8), (12, 8), (12, 12)]
-    corners = next(t for t in drawn.data if t.mode == "markers")
+    corners = next(t for t in drawn.data if t.type == "scatter" and t.mode == "markers")
     assert list(zip(corners.x, corners.y, strict=True)) == [(4, 0), (8, 4), (12, 8)]
     zero = figures.cost_matrix(squared_steps(), {"even": (*NODES.times[::4], 0.0)})  # the free last step is left out
-    assert list(next(t for t in zero.data if t.mode == "markers").x) == [4, 8, 12]
+    assert list(next(t for t in zero.data if t.type == "scatter" and t.mode == "markers").x) == [4, 8, 12]
 
 
 @pytest.mark.parametrize(
