@@ -26,6 +26,7 @@ from explorer.trajectory.dataset import (
     data_of,
     denoised,
     mean_and_error,
+    merged,
     moved,
     nfss,
     noise_of,
@@ -55,17 +56,19 @@ from explorer.trajectory.local_error import flow_curvature, local_error
 from explorer.trajectory.maps import compare_maps, disagreement, lasso, map_verdict, microscope
 from explorer.trajectory.record import Recorder, bytes_needed, record
 from explorer.trajectory.running import RunningBudget, RunningGeometry
+from explorer.trajectory.schedules import Schedule, Search, ays, end_errors, end_verdicts, equidistribute, gits
 from explorer.trajectory.storage import load, save
 from explorer.trajectory.subspace import deviation, effective_dimension, principal_basis, project, torsion_of
 
 __all__ = [
-    "Recorder", "RunningBudget", "RunningGeometry", "angle_proxy", "arc_chord", "attribution", "attribution_cost", "budget", "bytes_needed",
-    "compare_maps", "conflict", "conflict_map", "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions", "decode",
-    "denoised", "dequantise", "deviation", "disagreement", "effective_dimension", "encode", "end_distance", "endpoints", "flow_curvature",
-    "forward_pairs", "intersection", "inverter", "lasso", "likelihood_by_steps", "load", "local_error", "log_likelihood", "lyapunov",
-    "map_verdict", "mean_and_error", "microscope", "moved", "nearest", "nfss", "noise_of", "normalised_path_energy", "normality",
-    "normality_verdict", "optimal_cost", "pair_flow", "pairs_dataset", "path_of", "pieces", "pixel_events", "point_density",
-    "principal_basis", "project", "record", "reflow", "reflow_pairs", "round_trip", "round_trip_by_steps", "run_from",
-    "sampling_discrepancy", "save", "step_length", "straightness", "strain_rates", "tightened", "torsion_of", "total_exponents",
-    "trajectory", "turning_angle", "validate", "velocity_field", "velocity_jacobian",
+    "Recorder", "RunningBudget", "RunningGeometry", "Schedule", "Search", "angle_proxy", "arc_chord", "attribution",
+    "attribution_cost", "ays", "budget", "bytes_needed", "compare_maps", "conflict", "conflict_map", "contraction",
+    "coupling_cost", "crossings", "curvature", "data_of", "decisions", "decode", "denoised", "dequantise", "deviation",
+    "disagreement", "effective_dimension", "encode", "end_distance", "end_errors", "end_verdicts", "endpoints", "equidistribute",
+    "flow_curvature", "forward_pairs", "gits", "intersection", "inverter", "lasso", "likelihood_by_steps", "load", "local_error",
+    "log_likelihood", "lyapunov", "map_verdict", "mean_and_error", "merged", "microscope", "moved", "nearest", "nfss", "noise_of",
+    "normalised_path_energy", "normality", "normality_verdict", "optimal_cost", "pair_flow", "pairs_dataset", "path_of", "pieces",
+    "pixel_events", "point_density", "principal_basis", "project", "record", "reflow", "reflow_pairs", "round_trip",
+    "round_trip_by_steps", "run_from", "sampling_discrepancy", "save", "step_length", "straightness", "strain_rates", "tightened",
+    "torsion_of", "total_exponents", "trajectory", "turning_angle", "validate", "velocity_field", "velocity_jacobian",
 ]  # fmt: skip

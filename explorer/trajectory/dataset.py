@@ -409,7 +409,7 @@ def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None, of: 
     Args: of: "x0_hat" measures from one denoised prediction to the next, one step less: `denoised_step_length`.
     """
     x, name, words = _points(ds, of, path)
-    lengths, slots = geometry.flat(x).diff(dim=1).norm(dim=-1), slice(0, x.shape[1] - 1)
+    lengths, slots = geometry.norm(geometry.flat(x).diff(dim=1)), slice(0, x.shape[1] - 1)
     return _on_steps(
         _on_path(ds, path), f"{name}step_length", lengths, f"{words}step length", "data unit", by, 0, slots
     )
@@ -498,12 +498,13 @@ def conflict(ds: xr.Dataset, n_times: int = 20, *, n_neighbours: int = 1) -> xr.
     )
 
 
-def angle_proxy(ds: xr.Dataset, *, path: Path | None = None) -> xr.Dataset:
+def angle_proxy(ds: xr.Dataset, *, path: Path | None = None, n: int | None = 1000) -> xr.Dataset:
     """Angle between the slope at one time and the mean velocity to each later time: `angle`, `angle_se` (start, end).
 
+    Args: n: over at most the first n samples, since the work grows with the square of the number of times; None is all.
     Source: Re-MeanFlow, arXiv 2511.23342, Curv(r, t).
     """
-    ds = _on_path(ds, path)
+    ds = _on_path(ds.isel(sample=slice(n)), path)
     mean, error, clamped = geometry.angle_proxy(tensor(ds, "x"), tensor(ds, "slope"), torch.as_tensor(ds.t.values))
     return xr.Dataset(
         {"angle": (("start", "end"), mean.numpy(), {"units": "rad"}), "angle_se": (("start", "end"), error.numpy())},

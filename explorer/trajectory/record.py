@@ -62,18 +62,20 @@ class Recorder:
         model: Denoiser | None = None,
         project: Linear | None = None,
     ):
-        self.n_samples, self.n_steps, self.path, self.dtype, self.model = n_samples, n_steps, path, dtype, model
+        self.n_samples, self.n_steps, self.path, self.dtype = n_samples, n_steps, path, dtype
         self.keep, self.project = _checked(keep), project
         self.n = 0  # samples recorded to the end
         self.times: list[float] = []
         self.nfe: list[int] = []
-        self._calls = model.n_calls if model is not None else 0
+        modules = () if model is None else model.modules()
+        self._counters = [m._calls for m in modules if isinstance(m, Denoiser)]  # `n_calls` walks all modules
+        self._calls = sum(c[0] for c in self._counters)
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[str, Tensor] = {}  # of the batch in flight; empty when it passes unrecorded
         # The same by time or step, cut once per batch: indexing on every step would cost as much as the copy.
         self._x: tuple[Tensor, ...] = ()
         self._others: tuple[tuple[str, tuple[Tensor, ...]], ...] = ()
-        self._whole = True
+        self._cut = False  # whether a state has to be cut or projected before it is kept
 
     def __call__(self, i: int, t: float, t_next: float, x: Tensor, step: Step) -> None:
         if i == 0:
@@ -82,17 +84,18 @@ class Recorder:
             return
         if i >= self.n_steps:
             raise BadValue(f"the recorder was made for {self.n_steps} steps, but the run takes more.")
-        self._copy(self._x[i + 1], step.x)
+        put = self._copy if self._cut else Tensor.copy_
+        put(self._x[i + 1], step.x)
         for name, rows in self._others:
             if name == "slope":
-                self._copy(rows[i], slope_of(self.path, x, t, step))
+                put(rows[i], slope_of(self.path, x, t, step))
             elif name == "x0_hat":
-                self._copy(rows[i], denoised_of(self.path, x, t, step))
+                put(rows[i], denoised_of(self.path, x, t, step))
             elif (error := step.error) is not None:
-                self._copy(rows[i], error)
+                put(rows[i], error)
         if self.n == 0:
             self.times[i:] = [t, t_next]
-            self.nfe[i:] = [self.model.n_calls - self._calls if self.model is not None else -1]
+            self.nfe[i:] = [sum(c[0] for c in self._counters) - self._calls if self._counters else -1]
         if i == self.n_steps - 1:
             self._end()
 
@@ -124,14 +127,12 @@ class Recorder:
             self._views = {name: v.to(x.device) for name, v in self._views.items()}
         cut = {name: v.unbind(0) for name, v in self._views.items()}
         self._x, self._others = cut.pop("x"), tuple(cut.items())
-        self._whole = rows == len(x) and self.project is None
+        self._cut = rows < len(x) or self.project is not None
         self._copy(self._x[0], x)
 
     def _copy(self, row: Tensor, batch: Tensor) -> None:
-        if not self._whole:
-            batch = batch[: len(row)]
-            batch = batch if self.project is None else self.project(batch)
-        row.copy_(batch)
+        batch = batch[: len(row)]
+        row.copy_(batch if self.project is None else self.project(batch))
 
     def _end(self) -> None:
         rows = slice(self.n, self.n + self._views["x"].shape[1])

@@ -38,14 +38,18 @@ def path_spectrum(x: Tensor) -> Tensor:
     About the path's own mean, in data units squared; their sum is the total variance of the points.
     """
     x = flat(x)
-    centred = x - x.mean(dim=1, keepdim=True)
-    return torch.linalg.svdvals(centred).square() / x.shape[1]
+    return _variances(x)
+
+
+def _variances(points: Tensor) -> Tensor:
+    """Variances along the principal axes of point sets (..., n, D), falling."""
+    centred = points - points.mean(dim=-2, keepdim=True)
+    return torch.linalg.svdvals(centred).square() / points.shape[-2]
 
 
 def spectrum(points: Tensor) -> Tensor:
     """Variances of points along their principal axes: (n, ...) -> (min(n, D),), falling."""
-    points = flat(points, 1)
-    return torch.linalg.svdvals(points - points.mean(dim=0)).square() / len(points)
+    return _variances(flat(points, 1))
 
 
 def participation_ratio(variances: Tensor) -> Tensor:
@@ -71,8 +75,8 @@ def chord_distance(x: Tensor) -> Guarded:
     x = flat(x)
     along, closed = geometry._units(geometry.chord(x), geometry._rounding(x).squeeze(1))
     away = x - x[:, :1]
-    away = away - torch.einsum("std,sd->st", away, along)[:, :, None] * along[:, None]
-    return Guarded(away.norm(dim=-1), closed.to(torch.int64))
+    away = away - geometry.dot(away, along[:, None])[:, :, None] * along[:, None]
+    return Guarded(geometry.norm(away), closed.to(torch.int64))
 
 
 def torsion(x: Tensor) -> Guarded:
@@ -89,11 +93,11 @@ def torsion(x: Tensor) -> Guarded:
     if edges.shape[2] == 1:
         none = torch.ones(len(x), edges.shape[1] - 2, dtype=torch.bool, device=x.device)
         return Guarded(torch.zeros_like(none, dtype=x.dtype), none.sum(dim=1))
-    size, tiny = edges.norm(dim=-1), geometry._rounding(x)
+    size, tiny = geometry.norm(edges), geometry._rounding(x)
     middle, resting = geometry._units(edges[:, 1:-1], tiny)
 
     def across(edge: Tensor) -> Tensor:
-        return edge - (edge * middle).sum(dim=-1, keepdim=True) * middle
+        return edge - geometry.dot(edge, middle)[..., None] * middle
 
     before, after = across(edges[:, :-2]), across(edges[:, 2:])
     first, none = geometry._units(-before, tiny)
