@@ -291,6 +291,8 @@ def test_end_errors_are_those_of_the_closed_form():
     spread = abs(float(ds.rmse_se[1]) - float(ds.rmse_se[0]))
     assert float(ds.difference_se[1]) == pytest.approx(spread, rel=1e-2)
     assert "karras is better than even" in end_verdicts(ds)[0]
+    exact = Seeds(range(50)).normal((2,)) * 20.0 * C / math.sqrt(C**2 + 400)  # the end points themselves will do, too
+    np.testing.assert_allclose(end_errors(GAUSS, Euler(), grids, range(50), reference=exact).error, ds.error, atol=2e-4)
 
 
 def test_computed_schedules_on_fresh_noise():
@@ -322,6 +324,7 @@ def test_computed_schedules_on_fresh_noise():
         (lambda: equidistribute(GAUSS, Euler(), range(2), TimeGrid((0.9, 0.0), "t")), "must be in sigma"),
         (lambda: equidistribute(GAUSS, Euler(), range(2), FINE, rounds=0), "at least one round"),
         (lambda: end_errors(GAUSS, Euler(), {}, range(2)), "no grid"),
+        (lambda: end_errors(GAUSS, Euler(), {"a": FINE}, range(3), reference=torch.zeros(2, 2)), "one end point for each seed"),
         (lambda: end_errors(GAUSS, Euler(), {"a": FINE, "b": TimeGrid((9.0, 0.0))}, range(2)), "b starts at sigma = 9"),
     ],
 )  # fmt: skip
