@@ -57,7 +57,7 @@ def order_plot(
     c = canvas(backend, th, titles=list(panels), columns=columns, size=size)
     steps = [n for curve in known.values() for n, _ in curve]
     errors = [e for curve in known.values() for _, e in curve]
-    span = (min(steps) / 1.15, max(steps) * (max(steps) / min(steps)) ** (0.72 if columns == 2 else 0.36))
+    span = (min(steps) / 1.15, max(steps) * (max(steps) / min(steps)) ** (0.8 if columns == 2 else 0.36))
     y_range = (min(errors) / 2, max(errors) * 2)
     height = (size[1] - 80) / rows - 60
     for i, members in enumerate(panels.values()):
@@ -204,8 +204,9 @@ def _name_ends(
     """Names beside the last points, (x, y, words, colour) each, moved apart where they would overlap."""
     low, high = (math.log(v) for v in y_range) if log_y else y_range
     pixel = [height * ((math.log(y) if log_y else y) - low) / (high - low) for _, y, _, _ in labels]
+    last, first = max(x for x, *_ in labels), min(x for x, *_ in labels)
     for (x, y, words, color), at, to in zip(labels, pixel, spread(pixel, 13.0, 4.0, height - 4.0), strict=True):
-        panel.text(x, y, words, color, shift=(11, round(to - at)))
+        panel.text(last if last < 1.4 * first else x, y, words, color, shift=(11, round(to - at)))
 
 
 def spread(at: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -237,6 +238,9 @@ def _first(block: list, gap: float, low: float, high: float) -> float:
 
 
 def _ticks(span: tuple[float, float], last: float) -> tuple[list[float], list[str]]:
-    ticks = [t for t in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if span[0] <= t <= last * 1.01]
+    inside = lambda values: [t for t in values if span[0] <= t <= last * 1.01]  # noqa: E731
+    ticks = inside(2**k for k in range(16))
+    if len(ticks) < 3:
+        ticks = inside((*range(1, 11), *range(12, 31, 2), *range(35, 101, 5), *range(120, 1001, 20)))
     ticks = ticks if len(ticks) < 7 else ticks[::2]
     return [float(t) for t in ticks], [str(t) for t in ticks]

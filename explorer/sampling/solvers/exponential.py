@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -305,10 +306,8 @@ class UniPC(Solver):
 
     def step(self, model, x, t, t_next, state: History | None, *, cond=None, rng=None):
         denoised = cast(model.denoise(x, t, cond), x.dtype)
-        if self.corrector and state is not None:
-            x = combine(1.0, x, unipc_correction(model.path, self.variant, state[0], t), (denoised, *state[1]))
-        times, values = remember(state, t, denoised, self.order_max)
-        a, weights = unipc_prediction(model.path, self.variant, times, t_next)
+        times, values = remember(state, t, denoised, self.order_max + self.corrector)
+        a, weights = unipc_coefficients(model.path, self, times, t_next)
         return Step(combine(a, x, weights, values), None, denoised, (times, values))
 
     def eval_times(self, times, path):
@@ -316,7 +315,20 @@ class UniPC(Solver):
 
 
 @lru_cache(maxsize=65536)
-def unipc_prediction(
+def unipc_coefficients(
+    path: Path, solver: UniPC, times: tuple[float, ...], t_next: float
+) -> tuple[float, tuple[float, ...]]:
+    """(a, weights of D at `times`) of a step from the state that was predicted at times[0]: that state corrected, the next predicted.
+
+    The corrected state is needed nowhere else, so both are one sum: x_next = a (x + sum c_j D_j) + sum b_j D_j.
+    """
+    a, predicted = _unipc_prediction(path, solver.variant, times[: solver.order_max], t_next)
+    corrects = solver.corrector and len(times) > 1
+    corrected = _unipc_correction(path, solver.variant, times[1:], times[0]) if corrects else ()
+    return a, tuple(a * c + b for c, b in zip_longest(corrected, predicted, fillvalue=0.0))
+
+
+def _unipc_prediction(
     path: Path, variant: str, times: tuple[float, ...], t_next: float
 ) -> tuple[float, tuple[float, ...]]:
     """(a, weights of D at `times`) of UniP from times[0] to t_next; its order is the number of times."""
@@ -327,8 +339,7 @@ def unipc_prediction(
     return a, tuple(alpha_next * w for w in quadrature(nodes, _moments(width, len(nodes), variant)))
 
 
-@lru_cache(maxsize=65536)
-def unipc_correction(path: Path, variant: str, times: tuple[float, ...], t_next: float) -> tuple[float, ...]:
+def _unipc_correction(path: Path, variant: str, times: tuple[float, ...], t_next: float) -> tuple[float, ...]:
     """What UniC adds to the state UniP predicted at t_next: weights of D there and of D at `times`."""
     _, width, alpha_next, _ = sde_coefficients(path, 0.0, times[0], t_next)
     if math.isinf(width):
