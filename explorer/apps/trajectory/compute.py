@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -214,14 +214,14 @@ def _field(model: Denoiser, sigma: float, extent: float, scale: float, label: in
 
 
 CURVES = {
-    "velocity_gap": lambda ds: labelled.straightness(ds, by="step", path=Linear()),
-    "curvature": lambda ds: labelled.curvature(ds, by="step", path=Linear()),
-    "turning_angle": lambda ds: labelled.turning_angle(ds, by="step", path=Linear()),
+    "velocity_gap": partial(labelled.straightness, by="step"),
+    "curvature": partial(labelled.curvature, by="step"),
+    "turning_angle": partial(labelled.turning_angle, by="step"),
 }
 TOTALS = {
-    "straightness": lambda ds: labelled.straightness(ds, path=Linear()),
-    "arc_chord": lambda ds: labelled.arc_chord(ds, path=Linear()),
-    "total_turning": lambda ds: labelled.turning_angle(ds, path=Linear()),
+    "straightness": labelled.straightness,
+    "arc_chord": labelled.arc_chord,
+    "total_turning": labelled.turning_angle,
     "coupling_cost": labelled.coupling_cost,
 }
 
@@ -235,16 +235,13 @@ class Curves:
 
 
 def curves(ds: xr.Dataset) -> Curves:
-    totals = {}
+    line, totals = labelled.moved(ds.drop_vars(["slope", "x0_hat"], errors="ignore"), Linear()), {}
     for name, make in TOTALS.items():
-        values = make(ds).values
+        values = make(line).values
         values = values[np.isfinite(values)]
         totals[name] = (float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
-    return Curves({name: make(ds) for name, make in CURVES.items() if name != "curvature" or _has_inner(ds)}, totals)
-
-
-def _has_inner(ds: xr.Dataset) -> bool:
-    return ds.sizes["time"] > 2
+    inner = line.sizes["time"] > 2
+    return Curves({name: make(line) for name, make in CURVES.items() if inner or name == "velocity_gap"}, totals)
 
 
 def drawn_data(name: str, labels: np.ndarray, seed: int) -> Tensor:
@@ -287,7 +284,7 @@ def stages(
 ) -> Iterator[tuple[str, Any]]:
     """(stage, result) as they are ready: the first paths, the scene, all paths, curves, budget, errors by step.
 
-    A stage that is not defined for this run gives a `Failure` in its place; without paths there is nothing else.
+    A stage that fails, or is not defined for this run, gives a `Failure` in its place; without paths there is nothing else.
 
     Args:
         todo: which of STAGES are wanted.
@@ -327,6 +324,8 @@ def stages(
                 raise
             except ExplorerError as error:
                 yield stage, Failure(str(error), traceback.format_exc())
+            except Exception as error:  # a bug in one number must not take the particles away
+                yield stage, Failure(f"This did not work: {type(error).__name__}: {error}", traceback.format_exc())
 
 
 def joined(first: xr.Dataset, rest: xr.Dataset) -> xr.Dataset:
