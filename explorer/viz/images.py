@@ -15,6 +15,8 @@ from explorer.errors import BadValue
 from explorer.viz.canvas import Backend, canvas
 from explorer.viz.theme import Theme, theme_of
 
+GAP, MARGIN = 3, 8  # screen pixels between images of a figure, and around them
+
 
 def to_uint8(x: Any) -> np.ndarray:
     """Images in [-1, 1] as bytes: (B, C, H, W) float, tensor or array -> (B, H, W, 3) uint8. Clipped."""
@@ -82,10 +84,12 @@ def image_grid(
     th = theme_of(theme)
     n, side = len(x), max(x.shape[2:])
     columns = columns or int(np.ceil(np.sqrt(n)))
-    scale = max(1, width // (columns * (side + 1)))
-    pixels = grid(x, columns, scale=scale, gap=max(1, scale // 4), paper=th.grid)
-    height = round(width * pixels.shape[0] / pixels.shape[1])
-    c = canvas(backend, th, size=(width, height + 60))
+    room = (
+        width - 2 * MARGIN + GAP
+    ) / columns - GAP  # of one image; a whole number of screen pixels to each of its own
+    pixels = grid(x, columns, scale=max(1, int(room / side)), gap=GAP, paper=th.grid)
+    height, drawn = pixels.shape[:2]
+    c = canvas(backend, th, size=(drawn + 2 * MARGIN, height + MARGIN + 48))
     c.panel().image(pixels)
     c.panel().axes(hide=True)
     return _picture(c.finish(f"n = {n}{'. ' + caption if caption else ''}"), backend)
@@ -144,7 +148,7 @@ def filmstrip(
 
 def _picture(figure: Any, backend: Backend) -> Any:
     if backend == "plotly":
-        figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 40})
+        figure.update_layout(margin={"l": MARGIN, "r": MARGIN, "t": MARGIN, "b": 48})
         figure.layout.annotations[-1].update(yshift=-10)
     return figure
 
