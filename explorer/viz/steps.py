@@ -64,10 +64,15 @@ def by_step(
         values = np.concatenate([v[np.isfinite(v)] for v in drawn]) if drawn else np.zeros(0)
         positive = values[values > 0]
         log_y = len(positive) > 1 and len(positive) == len(values) and positive.max() > 300 * positive.min()
+        # What is rounding is not worth the height: eight decades are shown at most.
+        deep = log_y and positive.min() < 1e-8 * positive.max()
+        y_range = (1e-8 * positive.max(), 2 * positive.max()) if deep else None
         unit = next((ds[name].attrs.get("units", "") for ds in settings.values() if name in ds), "")
         unit = unit.replace("^2", "²")
         last = i == len(titles) - 1
-        panel.axes(SIGMA if last else "", unit, log_x=True, log_y=log_y, reverse_x=True, x_range=sigma_range)
+        panel.axes(
+            SIGMA if last else "", unit, log_x=True, log_y=log_y, reverse_x=True, x_range=sigma_range, y_range=y_range
+        )
     if ticks:
         _grids(c.panel(len(names)), {k: ds.sigma.values for k, ds in settings.items()}, colors, sigma_range)
     counts = ", ".join(
