@@ -92,6 +92,22 @@ def test_a_grid_that_ends_at_data_is_inverted_from_its_last_positive_level():
     torch.testing.assert_close(encode(model, x, to_zero), encode(model, x, without), rtol=1e-12, atol=0)
 
 
+def test_points_on_a_line_have_short_codes_unless_the_smallest_noise_is_added():
+    """Data without width in one direction: as they are their code there is 0, with the noise of sigma_min it is N(0, 1)."""
+    flat = GaussianMixture(torch.zeros(1, 2), covs=torch.diag(torch.tensor([0.25, 0.0]))[None])
+    model = Oracle(flat, t_range=(0.01, 80.0))
+    x, _ = flat.sample(600, torch.Generator().manual_seed(0))
+    bare, noised = encode(model, x, inverter(model, 24)), encode(model, x, inverter(model, 24), seeds=range(600))
+    assert float(bare[:, 1].abs().max()) < 1e-12 and float(bare[:, 0].std()) == pytest.approx(
+        1, abs=4 / math.sqrt(1200)
+    )
+    assert float(noised[:, 1].std()) == pytest.approx(1, abs=4 / math.sqrt(1200))
+    assert "no test tells" in normality_verdict(normality(noised))
+    assert torch.equal(encode(model, x[5:6], inverter(model, 24), seeds=[5]), noised[5:6])
+    with pytest.raises(BadValue, match="one seed per data point"):
+        encode(model, x, seeds=[1])
+
+
 def test_codes_of_the_digits_model_bring_the_digits_back_and_pairs_train_on_the_data():
     model = load("digits")
     images, labels = digits("test")

@@ -204,6 +204,14 @@ def test_a_number_depends_on_its_seed_and_not_on_its_batch(global_rng_untouched)
     assert other.seed.values.tolist() == list(range(10, 17))
 
 
+def test_it_works_inside_inference_mode():
+    model = load("digits")
+    images, labels = digits("test")
+    with torch.inference_mode():
+        found = log_likelihood(model, images[:2] + 0.0, labels[:2] + 0, n_steps=2, solver=Euler(), check=False)
+    assert np.isfinite(found.log_prob).all()
+
+
 # Discrete images
 
 

@@ -4,7 +4,9 @@ The flow is one to one, so every data point has a code; a fine deterministic run
 perfect model the codes of real data are N(0, I), and each way in which they are not says something about the model (or the solver).
 
 Start of the path: a data point is taken as a sample at the smallest positive noise level of the grid, x_t = alpha x0, without noise
-being added (Song et al. 2021, arXiv 2011.13456, do the same). The code is x_T / sigma(T), in units of the noise.
+being added (Song et al. 2021, arXiv 2011.13456, do the same), so that it can be decoded again. Where data lie on a surface (pixels that
+are always black) such points sit in the very middle of the model's thin density and their codes are too short: give `seeds` to start
+from x_t = alpha x0 + sigma eps, whose codes are normal for a perfect model. The code is x_T / sigma(T), in units of the noise.
 
 Legend: S samples, `...` feature dimensions, D their number.
 """
@@ -12,7 +14,7 @@ Legend: S samples, `...` feature dimensions, D their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -38,7 +40,13 @@ def inverter(model: Denoiser, n_steps: int = 64, *, sigma_min: float | None = No
 
 
 def encode(
-    model: Denoiser, data: Tensor, sampler: OdeSampler | None = None, cond: Cond = None, *, batch: int = 256
+    model: Denoiser,
+    data: Tensor,
+    sampler: OdeSampler | None = None,
+    cond: Cond = None,
+    *,
+    seeds: Seeds | Iterable[int] | None = None,
+    batch: int = 256,
 ) -> Tensor:
     """The code of each data point, the noise that the ODE connects with it: (S, ...) float64, in units of sigma(T).
 
@@ -47,6 +55,7 @@ def encode(
         sampler: its solver walks its own grid backwards, from the smallest positive time to the largest (a last time of 0 is left
             out: the velocity does not exist there); by default `inverter(model)`.
         cond: (S,) classes, or None.
+        seeds: one per point, to add the noise of the smallest level; None starts from the points as they are.
     Raises: BadValue for a stochastic solver, which has no inverse, or shapes that do not fit.
     Accuracy: the global order of the solver.
     """
@@ -54,6 +63,11 @@ def encode(
     path = sampler.path_on(model)
     times = _positive_times(sampler, path)[::-1]
     start, end = path.at(times[0])[0], path.at(times[-1])[1]
+    if seeds is not None:
+        seeds = seeds if isinstance(seeds, Seeds) else Seeds(seeds)
+        if len(seeds) != len(data):
+            raise BadValue(f"one seed per data point is needed, {len(data)}, got {len(seeds)}.")
+        data = data.double() + path.ratio_at(times[0]) * seeds.normal(tuple(data.shape[1:]), data.device)
     return _walk(model.on(path), sampler, times, data, start, end, cond, batch)
 
 
@@ -148,13 +162,20 @@ def round_trip_by_steps(
 
 
 def forward_pairs(
-    model: Denoiser, data: Tensor, sampler: OdeSampler | None = None, cond: Cond = None, *, batch: int = 256
+    model: Denoiser,
+    data: Tensor,
+    sampler: OdeSampler | None = None,
+    cond: Cond = None,
+    *,
+    seeds: Seeds | Iterable[int] | None = None,
+    batch: int = 256,
 ) -> Pairs:
-    """Real data with its own codes: a coupling whose data side is exactly the data and whose noise side is as normal as the codes.
+    """Real data with its own codes: a coupling whose data side is exactly the data and whose noise side is as normal as the codes; `seeds`
+    as in `encode`.
 
     Train on it through `Given(*pairs[:3])`. Reflow pairs run the other way and replace the data by samples.
     """
-    code = encode(model, data, sampler, cond, batch=batch)
+    code = encode(model, data, sampler, cond, seeds=seeds, batch=batch)
     return pairs_of(code.to(data.device), data.double(), cond)
 
 

@@ -229,8 +229,12 @@ def divergence_at(
     """
 
     d = x[0].numel()
-    with torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # also for callers in inference mode, whose tensors carry no gradient
         y = x.detach().clone().requires_grad_(True)
+        cond = None if cond is None else cond.clone()
         v = model.velocity(y, t, cond)
         columns, asked = [], d if probes is None else len(probes)
         for k in range(asked):
@@ -238,7 +242,7 @@ def divergence_at(
                 direction = torch.zeros_like(v)
                 direction.view(len(x), d)[:, k] = 1.0
             else:
-                direction = probes[k].to(v.dtype)
+                direction = probes[k].to(v.dtype).clone()
             [row] = torch.autograd.grad(v, y, direction, retain_graph=k < asked - 1, materialize_grads=True)
             columns.append((direction * row).flatten(1).sum(dim=1))
     found = torch.stack(columns, dim=1)

@@ -229,9 +229,9 @@ def rounds(
         panel.points([math.nan], [math.nan], th.color(i), label=label, size=9)
         base = base + value
     cost, error = data.cost.values, data.cost_se.values
-    for at, y, e in zip(k, cost, error, strict=True):
+    for at, y, e, stack in zip(k, cost, error, base, strict=True):
         panel.line([at - 0.33, at + 0.33], [y, y], th.text, width=2)
-        panel.text(at, y, f"{y:.3g} ± {e:.1g}", th.text, anchor="center", shift=(0, 9))
+        panel.text(at, max(y, stack), f"{y:.3g} ± {e:.1g}", th.text, anchor="center", shift=(0, 9))
     ticks = [f"{i:g} (independent)" if i == 1 else f"{i:g} (reflow {i - 1:g})" for i in k]
     panel.axes(
         "rectified flow",
