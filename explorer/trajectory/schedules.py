@@ -11,7 +11,9 @@ Three searches, each with its own idea of what a step from sigma_j down to sigma
 - `equidistribute`: the local errors of the sampler's own steps made equal, by moving the nodes until they are.
 
 The first two give the best grid of every number of steps at once. None of them minimises the error at the end: costs add up as if no
-error were carried, bent or cancelled. So `end_errors` measures that, on the same noise for all grids, and says by how much they differ.
+error were carried, bent or cancelled, and each cost has its sampler in mind: Euler and its multistep kin for `gits`, a stochastic one for
+`ays`. Heun asks for a second slope at the end of their long first steps and can end far worse than on Karras' grid. So `end_errors`
+measures the end, on the same noise for all grids, and says by how much they differ.
 """
 
 from __future__ import annotations
