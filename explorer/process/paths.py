@@ -94,9 +94,11 @@ class Path(ABC):
     def convert(self, src: Kind, dst: Kind, t: Time) -> tuple[Time, Time]:
         """(a, b) with pred_dst = a x_t + b pred_src at time t.
 
-        A number t gives Python floats (cached, float64); a tensor (B,) gives tensors (B,). Coefficients are infinite or NaN exactly where
-        the conversion does not exist (to the velocity at sigma = 0 from x0, say).
+        A number t gives Python floats (cached, float64); a tensor (B,) gives tensors (B,); src = dst gives 0.0, 1.0. Coefficients
+        are infinite or NaN exactly where the conversion does not exist (to the velocity at sigma = 0 from x0, say).
         """
+        if src == dst:
+            return 0.0, 1.0
         if not isinstance(t, Tensor):
             return _convert(self, src, dst, float(t))
         return self._solve(src, dst, *self._four(t))
