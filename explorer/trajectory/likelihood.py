@@ -77,8 +77,8 @@ def log_likelihood(
         probe, 0 when exact). `log_prob_by_probe` (sample, probe). `code` (sample, ...), x_T / sigma(T). With `width`,
         `bits_per_dim` (sample).
         Summary: `mean_log_prob`, `mean_log_prob_se` over samples, `mean_log_prob_probe_se` (the share of it that more probes
-        would remove, NaN for one probe); likewise `mean_bits_per_dim`. Attributes n, n_probes, nfe (of the fine walk, per sample),
-        divergence, sigma_min, sigma_max, dim, width.
+        would remove, NaN for one probe); likewise `mean_bits_per_dim`. Attributes n, n_probes, divergence, sigma_min, sigma_max,
+        dim, width, nfe (evaluations of the fine walk per sample; each costs P backward passes more, D when exact).
     Raises: BadValue for a solver that asks for more than velocities, shapes that do not fit, or a bad setting.
     """
     shape = tuple(model.shape)
