@@ -119,6 +119,9 @@ def bench(
     if as_json:
         emit([row.to_dict() for row in rows])
         return
+    if not rows:
+        note("nothing was measured: these rows need a browser, and no Chromium was found (CHROMIUM can name one).")
+        return
     table(
         [
             {
