@@ -57,7 +57,7 @@ def order_plot(
     c = canvas(backend, th, titles=list(panels), columns=columns, size=size)
     steps = [n for curve in known.values() for n, _ in curve]
     errors = [e for curve in known.values() for _, e in curve]
-    span = (min(steps) / 1.15, max(steps) * (max(steps) / min(steps)) ** (0.8 if columns == 2 else 0.36))
+    span = (min(steps) / 1.15, max(steps) * (max(steps) / min(steps)) ** _room(known, 4, size[0] / columns))
     y_range = (min(errors) / 2, max(errors) * 2)
     height = (size[1] - 80) / rows - 60
     for i, members in enumerate(panels.values()):
@@ -121,7 +121,7 @@ def work_precision(
     costs, bounds = [cost for cost, _ in every], [b for _, v in every for b in _interval(v, level)]
     log_y = min(bounds) > 0 and max(bounds) > 20 * min(bounds)
     y_range = (min(bounds) / 1.5, max(bounds) * 1.5) if log_y else _padded(min(bounds), max(bounds))
-    span = (min(costs) / 1.15, max(costs) * (max(costs) / min(costs)) ** (0.62 if columns == 2 else 0.34))
+    span = (min(costs) / 1.15, max(costs) * (max(costs) / min(costs)) ** _room(known, 0, size[0] / columns))
     front = pareto_front([(cost, _value(v)) for cost, v in every])
     estimate = next((v for _, v in every if not isinstance(v, float | int)), None)
     c = canvas(backend, th, titles=list(panels), columns=columns, size=size)
@@ -187,6 +187,12 @@ def _interval(v: float | Estimate, level: float) -> tuple[float, float]:
 def _padded(low: float, high: float) -> tuple[float, float]:
     margin = 0.05 * (high - low or abs(high) or 1.0)
     return low - margin, high + margin
+
+
+def _room(names: Sequence[str], more: int, width: float) -> float:
+    """Space for the longest name and `more` characters right of the curves, in lengths of the curves, in a panel that wide in pixels."""
+    words, inside = 18 + 6.8 * (max(map(len, names)) + more), width - 70
+    return min(words / max(inside - words, 1.0), 1.5)
 
 
 def _slopes(panel: Panel, steps: tuple[float, float], y_range: tuple[float, float], th: Theme) -> None:
