@@ -13,7 +13,17 @@ from explorer.errors import BadValue, UnknownName
 from explorer.models.base import FunctionDenoiser, Oracle
 from explorer.process import EDM, VP, Linear
 from explorer.process.oracles import GaussianMixture
-from explorer.sampling import DDIM, DPMpp2M, EDMStochastic, Euler, Heun, OdeSampler, TimeGrid
+from explorer.sampling import (
+    DDIM,
+    SOLVERS,
+    AdaptiveSampler,
+    DPMpp2M,
+    EDMStochastic,
+    Euler,
+    Heun,
+    OdeSampler,
+    TimeGrid,
+)
 from explorer.trajectory.replay import adds_noise, has_memory
 
 ANGLES = 2 * math.pi * torch.arange(6, dtype=torch.float64) / 6
@@ -191,6 +201,36 @@ def test_samplers_are_asked_what_they_do():
             assert has_memory(ds) == memory
     unknown = ds.assign_attrs(sampler="")
     assert not adds_noise(unknown) and has_memory(unknown)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_can_be_asked_and_billed(name):
+    solver = SOLVERS[name]()
+    ds = tr.record(RING, OdeSampler(solver, TimeGrid.karras(5, 0.05, 20)), range(4))
+    assert adds_noise(ds) == solver.stochastic
+    if solver.stochastic:
+        with pytest.raises(BadValue, match="stochastic"):
+            tr.local_error(ds, RING)
+        return
+    bill = tr.attribution(ds, RING, substeps=2)
+    np.testing.assert_allclose(bill.step_cost.sum("step"), bill.final_error, rtol=0, atol=1e-13)
+    assert float(bill.final_error.min()) > 0
+    if has_memory(ds):
+        with pytest.raises(BadValue, match=type(solver).__name__):
+            tr.local_error(ds, RING, kind="doubling")
+
+
+def test_an_adaptive_run_is_billed_as_any_other():
+    errors = []
+    for tolerance in (1e-3, 1e-5):
+        grid = TimeGrid.karras(5, 0.05, 20, to_zero=False)  # a last step to sigma = 0 is Euler's, at any tolerance
+        sampler = AdaptiveSampler(grid, rtol=tolerance, atol=tolerance)
+        ds = tr.record(RING, sampler, range(4))
+        assert not adds_noise(ds)
+        errors.append(float(tr.attribution(ds, RING, substeps=24).final_error.max()))
+    assert errors[1] < 0.1 * errors[0]  # a hundredth of the tolerance
+    with pytest.raises(BadValue, match="not known"):
+        tr.local_error(ds, RING, kind="doubling")
 
 
 def test_doubling_measures_the_last_step_to_data_too():

@@ -12,10 +12,12 @@ import xarray as xr
 from explorer import trajectory as tr
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models.base import Oracle
+from explorer.models.bundled import load
 from explorer.process import EDM, VP, Linear, Trig
 from explorer.process.oracles import GaussianMixture
 from explorer.sampling import Euler, Heun, OdeSampler, TimeGrid
 from explorer.trajectory import events, geometry, subspace
+from explorer.trajectory.contraction import pull, push
 
 ANGLES = 2 * math.pi * torch.arange(6, dtype=torch.float64) / 6
 RING = Oracle(GaussianMixture(3 * torch.stack((ANGLES.cos(), ANGLES.sin()), dim=1), 0.3), name="ring")
@@ -137,6 +139,32 @@ def test_exponents_are_those_of_the_map_from_noise_to_sample():
         columns.append((ends[0] - ends[1]) / (2 * h * 20))  # the state starts as 20 times the noise
     exact = torch.linalg.svdvals(torch.stack(columns, dim=2)).log()
     np.testing.assert_allclose(found, exact, atol=0.02)  # Heun's own error on 40 steps
+
+
+def test_diagnostics_of_a_network_of_images():
+    """Whatever the network: <w, J u> = <J^T w, u>, and the costs of the steps sum to the final error."""
+    model, sampler = load("digits"), OdeSampler(Heun(), TimeGrid.karras(2, 0.5, 20))
+    ds = tr.record(model, sampler, range(2), keep=("x", "x0_hat"))
+    generator = torch.Generator().manual_seed(0)
+    u, w = torch.randn(2, 2, 3, *model.shape, generator=generator, dtype=torch.float64)
+    x, cond = torch.as_tensor(ds.x.values[:, 1]), torch.as_tensor(ds.label.values)
+
+    def step(y, c):
+        return model.velocity(y, float(ds.t[1]), c)
+
+    there, back = ((a * b).flatten(2).sum(2) for a, b in ((w, push(step, x, u, cond)), (pull(step, x, w, cond), u)))
+    torch.testing.assert_close(there, back, rtol=1e-4, atol=1e-4)  # the network computes in float32
+    found = tr.lyapunov(ds, model, n_exponents=2, n_iter=1, substeps=1)
+    assert found.exponent.shape == (2, 2, 2) and (found.exponent[:, :, 0] >= found.exponent[:, :, 1]).all()
+    rate = tr.contraction(ds, model, n_probes=1)
+    assert rate.attrs["n_probes"] == 1 and (rate.jacobian_norm > 0).all()
+    for method in ("exact", "adjoint"):
+        bill = tr.attribution(ds, model, method=method, substeps=2, vectors=method == "exact")
+        left = bill.get("remainder", 0.0)
+        np.testing.assert_allclose(bill.step_cost.sum("step") + left, bill.final_error, rtol=0, atol=1e-12)
+    assert tr.pixel_events(ds, 0.1).event.shape == (2, 2, 8, 8)
+    near = tr.nearest(torch.as_tensor(ds.x.values[:, -1]), names=[4, 9])
+    assert tr.decisions(ds, near).final.values.tolist() == [4, 9]
 
 
 def test_contraction_says_what_it_cannot_do():
