@@ -1,5 +1,6 @@
 """Model and time grid to samples: seeds, grids, solvers, samplers."""
 
+from explorer.sampling.ablation import ablation_sampler
 from explorer.sampling.grids import GRIDS, TimeGrid, grid, noise_levels
 from explorer.sampling.restart import Restart, RestartSampler, repeated, restart_preset
 from explorer.sampling.samplers import (
@@ -47,7 +48,7 @@ __all__ = [
     "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
     "Heun", "Heun3", "IPNDM", "IPNDMv", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
-    "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "denoised_of",
+    "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "ablation_sampler", "denoised_of",
     "device_of", "grid", "labels_for", "noise_levels", "repeated", "restart_preset", "sample", "sampler_from_dict",
     "sampler_from_json", "slope_of", "solve",
 ]  # fmt: skip
