@@ -75,7 +75,7 @@ class Visitor:
 
     def drawn(self, *letters: str) -> None:
         for letter in letters:
-            self.poll(lambda letter=letter: self.lit(letter), lambda lit: lit > 200)
+            self.poll(lambda letter=letter: self.lit(letter), lambda lit: lit > 100)
 
     def sigma(self) -> float:
         return float(self.page.locator("[data-part=sigma]").inner_text().split()[-1])
@@ -195,7 +195,7 @@ def test_the_lasso_marks_the_same_noise_everywhere_and_counts_it(visit):
 
 
 def test_samplers_come_and_go_and_errors_stay_in_their_square(visit):
-    lab = visit("n=500&u=1&a.model=oracle-8gaussians&a.n_steps=3", height=1000)
+    lab = visit("n=500&u=1&a.model=oracle-8gaussians&a.solver=euler&a.n_steps=9", height=1000)
     lab.drawn("A")
     lab.page.locator("[data-act=add]").click()
     lab.drawn("B")
@@ -222,7 +222,7 @@ def test_samplers_come_and_go_and_errors_stay_in_their_square(visit):
 
 
 def test_images_show_filmstrips(visit):
-    lab = visit("n=32&u=0.5&a.model=oracle-digits&a.n_steps=3&pick=2")
+    lab = visit("n=32&u=0.5&a.model=oracle-digits&a.solver=euler&a.n_steps=3&pick=2")
     lab.drawn("A")
     lab.page.locator(".film .cell").nth(7).wait_for()
     assert "seed 2" in lab.page.locator(".film .note").inner_text()

@@ -562,8 +562,10 @@ def test_recordings_can_be_saved_and_read_back(desk, tmp_path):
     desk.settle()
     desk.send("export", what="data", form="nc", theme="light")
     desk.until(lambda: desk.lab.top.download)
+    sent = unpacked(desk.lab.top.download)
+    assert sent["name"] == f"runs-{POINTS}.zip" and sent["mime"] == "application/zip"
     for form, content in (
-        ("nc", desk.lab.top.content),
+        ("nc", sent["content"].tobytes()),
         ("zarr", exports.build(desk.store, "data", "zarr", "light").content),
     ):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -14,8 +14,7 @@ class TrajectoryTop(Pane):
     data = param.Dict(default={})
     job = param.Dict(default={})
     texts = param.Dict(default={})
-    download = param.Dict(default={})
-    content = param.Bytes(default=None, allow_None=True)
+    download = param.Bytes(default=None, allow_None=True)
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_top.js")

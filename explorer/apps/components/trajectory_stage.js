@@ -179,7 +179,7 @@ function makePlate(clock, settings, send) {
 
   /** All particles as discs with soft edges, straight into the pixels: 10 000 of them cost a millisecond or two. */
   function drawFront() {
-    const c = front.getContext("2d");
+    const c = front.getContext("2d", { willReadFrequently: true });  // pixels are put, never drawn
     if (!ready()) { c.clearRect(0, 0, size, size); return; }
     const dark = css("color-scheme") === "dark", inks = settings.palette[dark ? "dark" : "light"].map(rgb);
     const n = frames.n, [i, f] = locate(clock.t), data = pixels.data, ratio = devicePixelRatio;

@@ -78,9 +78,9 @@ export function render({ model, el }) {
     words.textContent = j.text || "";
   }
   model.on("download", () => {
-    const d = model.download;
-    if (!d || !d.name) return;
-    const url = URL.createObjectURL(new Blob([model.content], { type: d.mime }));
+    const d = unpack(model.download);
+    if (!d) return;
+    const url = URL.createObjectURL(new Blob([d.content], { type: d.mime }));
     h("a", { href: url, download: d.name }).click();
     setTimeout(() => URL.revokeObjectURL(url), 2000);
   });

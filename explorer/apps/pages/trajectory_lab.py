@@ -51,6 +51,7 @@ class TrajectoryLab:
             **own,
         )
         self._sent: dict[str, object] = {}  # which frames and scenes the browser holds
+        self._downloads = 0
         self._verbs: dict[str, Callable[[dict], None]] = {
             "open": lambda m: store.run() if embedded else store.open(str(m["link"])),
             "add": lambda m: store.add(),
@@ -121,12 +122,8 @@ class TrajectoryLab:
         if "knobs" in what:
             self.shell.open = "" if store.active is None else store.track(store.active).letter
         if "download" in what and store.download is not None:
-            d = store.download
-            self.top.param.update(content=d.content, download={"name": d.name, "mime": d.mime, "count": self._count()})
-
-    def _count(self) -> int:
-        self._downloads = getattr(self, "_downloads", 0) + 1
-        return self._downloads
+            self._downloads += 1  # the same file twice is two downloads
+            self.top.download = views.download_block(store.download, self._downloads)
 
     def _send_blocks(self) -> None:
         """Frames and scenes of the samplers whose own have changed, and of no other."""

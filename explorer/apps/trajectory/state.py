@@ -430,7 +430,7 @@ class Trajectories(Store):
             first: a knob is still moving: the first particles are enough.
         """
         try:
-            track.knobs.check(catalogue.model(track.model))
+            _about(track.setting)
         except ExplorerError as error:
             self._halt(track)
             track.error = Failure(str(error), f"{type(error).__name__}: {error}\n\n{track.setting}")

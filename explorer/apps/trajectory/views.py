@@ -13,7 +13,7 @@ import numpy as np
 from explorer.apps import catalogue
 from explorer.apps.trajectory import compute
 from explorer.apps.trajectory.compute import HELD, Scene
-from explorer.apps.trajectory.state import MOST, N_CHOICES, Run, Track, Trajectories
+from explorer.apps.trajectory.state import MOST, N_CHOICES, Download, Run, Track, Trajectories
 from explorer.apps.worker import Failure
 from explorer.data import load_dataset
 from explorer.knobs import GROUPS, SamplerKnobs
@@ -117,6 +117,13 @@ def scene_block(scene: Scene) -> bytes:
         arrays["field"] = np.rint(scaled * 127 + 128).astype(np.uint8)
         header["cells"] = scene.field.shape[1]
     return pack(header, **arrays)
+
+
+def download_block(saved: Download, count: int) -> bytes:
+    """A file for the browser, with its name; `count` tells one download from the next."""
+    return pack(
+        {"name": saved.name, "mime": saved.mime, "count": count}, content=np.frombuffer(saved.content, np.uint8)
+    )
 
 
 @lru_cache(maxsize=2)
