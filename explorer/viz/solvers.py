@@ -72,7 +72,7 @@ def order_plot(
             )
             labels.append((n[-1], e[-1], f"{name} {measured_order(known[name]):.1f}", color))
         left, bottom = i % columns == 0, i >= len(panels) - columns
-        ticks = _ticks(span, max(steps))
+        ticks = _ticks(span, max(steps), size[0] / columns)
         panel.axes(
             "steps N, log scale" if bottom else "", error if left else "", log_x=True, log_y=True, x_range=span, y_range=y_range,
             x_ticks=ticks,
@@ -149,7 +149,7 @@ def work_precision(
         title = quality or (estimate.name if estimate is not None else "error")
         panel.axes(
             "NFE per sample, log scale" if bottom else "", title if left else "", log_x=True, log_y=log_y, x_range=span, y_range=y_range,
-            x_ticks=_ticks(span, max(costs)),
+            x_ticks=_ticks(span, max(costs), size[0] / columns),
         )  # fmt: skip
         _name_ends(panel, labels, y_range, height, log_y=log_y)
     said = "ringed and dashed: not beaten at equal or lower cost"
@@ -191,7 +191,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 def _room(names: Sequence[str], more: int, width: float) -> float:
     """Space for the longest name and `more` characters right of the curves, in lengths of the curves, in a panel that wide in pixels."""
-    words, inside = 18 + 6.8 * (max(map(len, names)) + more), width - 70
+    words, inside = 18 + 7.6 * (max(map(len, names)) + more), width - 70
     return min(words / max(inside - words, 1.0), 1.5)
 
 
@@ -243,10 +243,13 @@ def _first(block: list, gap: float, low: float, high: float) -> float:
     return min(max(wanted / len(members), low), high - gap * (len(members) - 1))
 
 
-def _ticks(span: tuple[float, float], last: float) -> tuple[list[float], list[str]]:
+def _ticks(span: tuple[float, float], last: float, width: float) -> tuple[list[float], list[str]]:
+    """Ticks from the left to `last`, fewer where they would touch in a panel that wide in pixels."""
     inside = lambda values: [t for t in values if span[0] <= t <= last * 1.01]  # noqa: E731
     ticks = inside(2**k for k in range(16))
     if len(ticks) < 3:
         ticks = inside((*range(1, 11), *range(12, 31, 2), *range(35, 101, 5), *range(120, 1001, 20)))
-    ticks = ticks if len(ticks) < 7 else ticks[::2]
+    share = math.log(last / span[0]) / math.log(span[1] / span[0])
+    while len(ticks) > 3 and (width - 70) * share / len(ticks) < 32:
+        ticks = ticks[::2]
     return [float(t) for t in ticks], [str(t) for t in ticks]
