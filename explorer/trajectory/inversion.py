@@ -187,7 +187,8 @@ def normality(codes: Tensor, *, n_quantiles: int = 99) -> xr.Dataset:
         By dimension: `mean` (error 1/sqrt(S) under N(0, I)), `std` (error 1/sqrt(2S)), `ks` and `ks_p`, the
         Kolmogorov-Smirnov distance to N(0, 1). Over all: `ks_p_min`, the smallest p-value times D (Bonferroni).
         `skewness`, `skewness_p` and `kurtosis`, `kurtosis_p`: Mardia's of the whitened codes, blind to mean and covariance,
-        kurtosis relative to D(D + 2) = 1; NaN unless S > D. Asymptotic p-values: for S below some 20 D they are rough.
+        kurtosis relative to D(D + 2) = 1; NaN unless S > D + 1. Their p-values use the moments at finite S; that of
+        skewness is rough where D is large (at 5 % it rejects 13 % of normal samples at S = 400, D = 64).
         `covariance_gap` |Cov - I|_F / sqrt(D) and `covariance_floor`, what N(0, I) codes would show.
         `norm2`, `norm2_se`: E|z|^2 / D; `norm_ks`, `norm_p`: of |z|^2 against chi-squared of D degrees of freedom.
         `energy`, `energy_se`: energy distance to N(0, I), unbiased (may be negative), one expectation in closed form; error by
@@ -195,7 +196,8 @@ def normality(codes: Tensor, *, n_quantiles: int = 99) -> xr.Dataset:
         For images: `pixel_correlation`, `_se` of neighbouring pixels.
         For a quantile plot: `expected` and `observed` (quantile) of all entries pooled, `norm_expected`, `norm_observed` of |z|.
         Attributes n, dim.
-    Sources: Mardia 1970, Biometrika 57; energy test of normality: Szekely & Rizzo 2005, J. Multivariate Analysis 93.
+    Sources: Mardia 1970, Biometrika 57, and 1974, Sankhya B 36; energy test of normality: Szekely & Rizzo 2005, J. Multivariate
+        Analysis 93.
     """
     from scipy import stats
 
@@ -307,7 +309,7 @@ def _mardia(z: Tensor) -> tuple[float, float, float, float]:
     from scipy import stats
 
     n, d = z.shape
-    if n <= d:
+    if n <= d + 1:
         return (math.nan,) * 4
     centred = z - z.mean(dim=0)
     cov = centred.T @ centred / n
@@ -317,8 +319,13 @@ def _mardia(z: Tensor) -> tuple[float, float, float, float]:
         return (math.nan,) * 4
     skew = sum(float((part @ white.T).pow(3).sum()) for part in white.split(512)) / n**2
     kurt = float(white.square().sum(dim=1).square().mean())
-    skew_p = float(stats.chi2.sf(n * skew / 6, d * (d + 1) * (d + 2) / 6))
-    z_kurt = (kurt - d * (d + 2)) / math.sqrt(8 * d * (d + 2) / n)
+    # the exact mean of the skewness, and the exact mean and variance of the kurtosis, of n normal points (Mardia 1974, Sankhya B 36)
+    dof = d * (d + 1) * (d + 2) / 6
+    small = (d + 1) * (n + 1) * (n + 3) / (n * ((n + 1) * (d + 1) - 6))
+    skew_p = float(stats.chi2.sf(n * skew / 6 * small, dof))
+    expected = d * (d + 2) * (n - 1) / (n + 1)
+    variance = 8 * d * (d + 2) * (n - 3) * (n - d - 1) * (n - d + 1) / ((n + 1) ** 2 * (n + 3) * (n + 5))
+    z_kurt = (kurt - expected) / math.sqrt(variance) if variance > 0 else math.nan
     return skew, skew_p, kurt / (d * (d + 2)), float(2 * stats.norm.sf(abs(z_kurt)))
 
 
