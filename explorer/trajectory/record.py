@@ -23,7 +23,7 @@ from explorer.trajectory.storage import Stream, folder_of, load
 from explorer.trajectory.subspace import axes_of
 
 GIB = 2**30
-Linear = Callable[[Tensor], Tensor]
+LinearMap = Callable[[Tensor], Tensor]
 """A linear map of batches (B, *shape) -> (B, K)."""
 
 
@@ -60,7 +60,7 @@ class Recorder:
         *,
         dtype: torch.dtype = torch.float64,
         model: Denoiser | None = None,
-        project: Linear | None = None,
+        project: LinearMap | None = None,
     ):
         self.n_samples, self.n_steps, self.path, self.dtype = n_samples, n_steps, path, dtype
         self.keep, self.project = _checked(keep), project
@@ -152,7 +152,7 @@ def record(
     n_keep: int | None = None,
     batch: int = 256,
     dtype: torch.dtype = torch.float64,
-    project: xr.Dataset | Linear | None = None,
+    project: xr.Dataset | LinearMap | None = None,
     to: str | os.PathLike | None = None,
     limit: int = 2 * GIB,
     observe: Observer | None = None,
@@ -275,7 +275,7 @@ def _check_room(
         )
 
 
-def _projection(project: xr.Dataset | Linear | None, model: Denoiser) -> tuple[Linear | None, tuple[int, ...]]:
+def _projection(project: xr.Dataset | LinearMap | None, model: Denoiser) -> tuple[LinearMap | None, tuple[int, ...]]:
     """The map as a function, and the shape of what is kept.
 
     Raises: BadValue where it does not give vectors, or is not linear.

@@ -60,7 +60,7 @@ def attribution(
             if "local_error" in ds:
                 inside = np.where(ds.local_error.values <= high, ds.local_error.values, np.nan)
                 panel.points(at, inside, th.muted, size=6, mark="cross", label="local error" if i == 0 else "")
-        shown = np.unique(np.linspace(0, len(at) - 1, min(len(at), 10)).round().astype(int))
+        shown = np.arange(0, len(at), -(-len(at) // 10))
         names = [f"{ds.sigma.values[k]:.3g}" for k in shown]
         panel.axes(
             "step, by the σ where it starts" if i == len(settings) - 1 else "", "data unit",
