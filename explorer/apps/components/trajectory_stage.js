@@ -45,7 +45,6 @@ function makePlate(clock, settings, send) {
   let zs = null, ts = null, zsFor = null, order = null;
 
   const ready = () => frames && zs;
-  const css = (name) => getComputedStyle(node).getPropertyValue(name).trim();
 
   function prepare() {
     if (!frames) { zs = null; return; }
@@ -88,7 +87,7 @@ function makePlate(clock, settings, send) {
   }
 
   function drawBack() {
-    const c = back.getContext("2d"), dark = css("color-scheme") === "dark", ratio = devicePixelRatio, view = settings.view;
+    const c = back.getContext("2d"), { dark, contour: faint, muted } = settings.colors, ratio = devicePixelRatio, view = settings.view;
     c.clearRect(0, 0, size, size);
     const t = clock.t;
     if (scene) {
@@ -101,17 +100,17 @@ function makePlate(clock, settings, send) {
         for (let j = 0; j < count; j++) grid[j] = scene.density[i * count + j] * scene.peak[i] * (1 - f) + scene.density[(i + 1) * count + j] * scene.peak[i + 1] * f;
         const L = scene.shares.length, cell = size / m;
         const place = (k, r) => [(k + 0.5) * cell, size - (r + 0.5) * cell];
-        c.strokeStyle = css("--contour"); c.lineWidth = ratio;
+        c.strokeStyle = faint; c.lineWidth = ratio;
         for (let l = 0; l < L; l++) {
           const cut = scene.levels[i * L + l] * (1 - f) + scene.levels[(i + 1) * L + l] * f;
-          c.globalAlpha = (dark ? 0.62 : 0.7) * (1 - 0.6 * l / (L - 1));
+          c.globalAlpha = (dark ? 0.5 : 0.45) * (1 - 0.6 * l / (L - 1));
           c.beginPath(); contour(c, grid, m, cut, place); c.stroke();
         }
         c.globalAlpha = 1;
       }
       if (view.field && scene.field) {
         const g = scene.cells, cell = size / g, j = f < 0.5 ? i : i + 1, base = j * g * g * 2;
-        c.strokeStyle = css("--muted"); c.globalAlpha = 0.38; c.lineWidth = 0.9 * ratio; c.beginPath();
+        c.strokeStyle = muted; c.globalAlpha = 0.38; c.lineWidth = 0.9 * ratio; c.beginPath();
         for (let k = 0; k < g * g; k++) {
           const vx = (scene.field[base + 2 * k] - 128) / 127, vy = (scene.field[base + 2 * k + 1] - 128) / 127, norm = Math.hypot(vx, vy);
           if (norm < 0.015) continue;
@@ -181,7 +180,7 @@ function makePlate(clock, settings, send) {
   function drawFront() {
     const c = front.getContext("2d", { willReadFrequently: true });  // pixels are put, never drawn
     if (!ready()) { c.clearRect(0, 0, size, size); return; }
-    const dark = css("color-scheme") === "dark", inks = settings.palette[dark ? "dark" : "light"].map(rgb);
+    const inks = settings.colors.inks;
     const n = frames.n, [i, f] = locate(clock.t), data = pixels.data, ratio = devicePixelRatio;
     data.fill(0);
     const chosen = clock.chosen?.ids.length ? clock.chosen.mask : null, base = (n > 600 ? 1.55 : 2.4) * ratio * clamp(size / ratio / 400, 0.72, 1.25);
@@ -216,12 +215,12 @@ function makePlate(clock, settings, send) {
   function drawOver() {
     const c = over.getContext("2d"), ratio = devicePixelRatio;
     c.clearRect(0, 0, size, size);
-    const X = (v) => (v + 1) / 2 * size, Y = (v) => (1 - v) / 2 * size, ink = css("--ink");
+    const X = (v) => (v + 1) / 2 * size, Y = (v) => (1 - v) / 2 * size, { ink, accent } = settings.colors;
     const shown = loop || (clock.chosen && clock.chosen.slot === track?.slot && clock.chosen.loop && Math.abs(clock.u - clock.chosen.u) < 0.02 ? clock.chosen.loop : null);
     if (shown?.length > 1) {
       c.beginPath(); shown.forEach(([x, y], i) => (i ? c.lineTo(X(x), Y(y)) : c.moveTo(X(x), Y(y)))); c.closePath();
-      c.fillStyle = css("--accent"); c.globalAlpha = 0.07; c.fill(); c.globalAlpha = 0.9;
-      c.strokeStyle = css("--accent"); c.lineWidth = 1.2 * ratio; c.setLineDash([4 * ratio, 3 * ratio]); c.stroke(); c.setLineDash([]); c.globalAlpha = 1;
+      c.fillStyle = accent; c.globalAlpha = 0.07; c.fill(); c.globalAlpha = 0.9;
+      c.strokeStyle = accent; c.lineWidth = 1.2 * ratio; c.setLineDash([4 * ratio, 3 * ratio]); c.stroke(); c.setLineDash([]); c.globalAlpha = 1;
     }
     const k = clock.focus ?? settings.view.pick;
     if (ready() && k !== null && k !== undefined && k < frames.n) {
@@ -298,7 +297,7 @@ function makePlate(clock, settings, send) {
   node.addEventListener("pointerup", finish);
   node.addEventListener("pointercancel", () => { loop = null; draw(); });
   node.addEventListener("pointerleave", () => { if (clock.focus !== null) { clock.focus = null; clock.tell("focus"); } });
-  const watcher = new ResizeObserver(() => draw());
+  const watcher = new ResizeObserver(() => { if (settings.colors) draw(); });
   watcher.observe(node);
 
   return {
@@ -410,7 +409,7 @@ export function render({ model, el }) {
   function draw() {
     const d = model.data;
     if (!d.opened) return;
-    settings.extent = d.extent; settings.scale = d.scale; settings.palette = d.palette; settings.count = d.tracks.length;
+    settings.extent = d.extent; settings.scale = d.scale; settings.palette = d.palette; settings.colors = null; settings.count = d.tracks.length;
     Object.assign(settings.view, d.view);
     clock.scale = d.scale; clock.sigmaMax = d.sigma_max;
     for (const [slot, made] of cards) if (!d.tracks.some((t) => t.slot === slot)) { made.plate.stop(); cards.delete(slot); }
@@ -474,6 +473,12 @@ export function render({ model, el }) {
     marks.replaceChildren(...parts);
   }
 
+  /** Colours of the theme, read once: asking for them in every frame would have the page laid out anew each time. */
+  function colors() {
+    const style = getComputedStyle(grid), get = (name) => style.getPropertyValue(name).trim(), dark = get("color-scheme") === "dark";
+    return { dark, ink: get("--ink"), muted: get("--muted"), accent: get("--accent"), contour: get("--muted"), inks: settings.palette[dark ? "dark" : "light"].map(rgb) };
+  }
+
   const meter = { frames: 0, spent: 0, since: performance.now() };
   function drawAll() {
     const start = performance.now();
@@ -481,6 +486,7 @@ export function render({ model, el }) {
       const all = [...cards.values()].flatMap(({ plate }) => plate.costs().cost);
       settings.dear = all.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
     }
+    settings.colors ??= colors();
     for (const { plate } of cards.values()) plate.draw();
     const u = clock.u;
     slider.value = u; slider.style.setProperty("--at", `${100 * u}%`);
@@ -530,7 +536,7 @@ export function render({ model, el }) {
     else if (/^[1-4]$/.test(key)) { const track = model.data.tracks[Number(key) - 1]; if (track) send({ type: "activate", slot: track.slot }); }
   };
   document.addEventListener("explorer-trajectory-key", onKey);
-  const themed = new MutationObserver(drawAll);
+  const themed = new MutationObserver(() => { settings.colors = null; drawAll(); });
   themed.observe(document.documentElement, { attributes: true, attributeFilter: ["style"] });
 
   model.on("data", draw);
