@@ -153,7 +153,7 @@ def test_three_knobs_move_the_number_and_the_pictures(visit):
     lab.page.keyboard.press("ArrowRight")
     sheet = lab.sheet_changed(sheet)
     lab.settled("512")
-    assert "NFE 7" in lab.text("meta")
+    assert "NFE 7" in lab.text("meta") and "preview" not in lab.text("caption")
 
     field = lab.page.locator("[data-number=rho]")  # a number
     field.fill("3")
@@ -243,6 +243,60 @@ def test_a_and_b_flip_on_the_same_noise_and_are_judged(visit):
     lab.page.locator("[data-tile='3']").click()
     lab.page.locator("[data-film]").first.wait_for(state="attached")
     assert "film=3" in lab.page.url and "a.n_steps=2" in lab.page.url
+
+
+def test_the_noise_level_pointed_at_is_marked_in_all_panes(visit):
+    lab = visit(POINTS)
+    lab.settled("256")
+    when, note = lab.page.locator(".scrub .when"), lab.part("step-note")
+    assert when.inner_text() == "σ 0" and "arc / chord" in note.inner_text()
+    box = lab.page.locator(".steps svg").bounding_box()
+    lab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # in the curves: the particles go there
+    lab._poll(when.inner_text, lambda now: now != "σ 0")
+    assert re.match(r"step \d of 6: σ", note.inner_text())
+    lab.page.mouse.move(2, 2)
+    lab._poll(when.inner_text, lambda now: now == "σ 0")
+    scrubber = lab.page.get_by_label("Time, from noise to data")
+    scrubber.focus()
+    scrubber.press("Home")  # at the particles: the curves say where that is
+    note.filter(has_text="step 1 of 6: σ 80").wait_for()
+    assert lab.page.locator(".steps svg .cursor").get_attribute("visibility") == "visible"
+
+
+def test_curves_are_chosen_and_one_that_is_missing_says_why(visit):
+    lab = visit(POINTS)
+    lab.settled("256")
+    titles = lab.page.locator(".steps svg .title")
+    shown = titles.all_text_contents()
+    assert shown[0].startswith("step error") and shown[1].startswith("gap to the chord") and len(shown) == 2
+    lab.page.locator("[data-curve=turning_angle]").click()
+    titles.filter(has_text="turning").wait_for()
+    solver = lab.page.locator("button[data-knob=solver]")
+    solver.focus()
+    lab.page.keyboard.type("ddim")  # a letter begins a search
+    lab.page.keyboard.press("Enter")
+    error = lab.page.locator("[data-curve=step_error][aria-disabled=true]")
+    error.wait_for()
+    error.hover()
+    lab.page.locator(".steps .tip", has_text="no embedded estimate").wait_for()
+    assert "order 1" in solver.inner_text() and "NFE 6" in solver.inner_text()
+
+
+def test_a_list_of_many_solvers_stays_on_screen_and_can_be_searched(visit):
+    lab = visit(POINTS, width=420, height=700)
+    lab.settled("256")
+    assert lab.page.evaluate("() => document.documentElement.scrollWidth") <= 420, "no sideways scrolling"
+    lab.page.locator("button[data-knob=solver]").click()
+    menu = lab.page.locator(".choices:popover-open")
+    box = menu.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 420 and box["y"] >= 0 and box["y"] + box["height"] <= 700
+    every = menu.locator("[role=option]").count()
+    lab.page.keyboard.type("sde")
+    lab._poll(menu.locator("[role=option]").count, lambda now: 0 < now < every)
+    assert all("sde" in name for name in menu.locator("[role=option] .name").all_inner_texts())
+    lab.page.keyboard.press("Escape")
+    menu.wait_for(state="hidden")
+    assert lab.page.locator("button[data-knob=solver] .name").inner_text() == "heun"
 
 
 def test_bad_input_is_a_sentence_and_the_page_lives(visit):

@@ -35,6 +35,8 @@ function chooser(pane, c, id, set) {
     if (button.disabled) return;
     search.value = text;
     fill();
+    const at = button.getBoundingClientRect();          // the list takes what room there is above or below, the rest scrolls
+    list.style.maxHeight = `${clamp(Math.max(innerHeight - at.bottom, at.top) - 156, 120, 360)}px`;
     menu.placeAt(button, true);
     button.setAttribute("aria-expanded", "true");
     search.focus();
@@ -154,7 +156,7 @@ export function render({ model, el }) {
     const id = `knob-${c.name}`;
     const control = () => model.data.controls.find((x) => x.name === c.name);
     const label = h("label", { for: id }, h("span", { class: "dot", title: "differs from A" }), c.title);
-    const set = (value) => send({ type: "set", knob: c.name, value });
+    const set = (value) => { preview.drop(); send({ type: "set", knob: c.name, value }); };  // a preview that came later would stay
     const why = h("span", { class: "reason" });
     let inputs, show;
     if (c.kind === "choice" && c.options) {
@@ -209,7 +211,7 @@ export function render({ model, el }) {
         held.values = held.values || [...now().value];
         held.values[i] = Number(clamp(Math.round(v / c.step) * c.step, c.low, high).toFixed(4));
         paint(held.values);
-        if (done) { send({ type: "set", knob: c.name, value: held.values }); held.values = null; } else preview(c.name, held.values);
+        if (done) { preview.drop(); send({ type: "set", knob: c.name, value: held.values }); held.values = null; } else preview(c.name, held.values);
       };
       const at = (e) => { const box = cell.getBoundingClientRect(); return high * (1 - (e.clientY - box.top) / box.height); };
       cell.addEventListener("pointerdown", (e) => { if (e.detail < 2) { cell.setPointerCapture(e.pointerId); cell.focus({ focusVisible: false }); put(at(e), false); } });

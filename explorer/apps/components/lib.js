@@ -120,14 +120,16 @@ function sigmaLink(model, onSigma) {
   return { tell(sigma) { document.dispatchEvent(new CustomEvent("explorer-sigma", { detail: { page: model.page_id, sigma, from: me } })); } };
 }
 
-/** Calls `fn` with the latest arguments at most once per `ms`, the last call always included. */
+/** Calls `fn` with the latest arguments at most once per `ms`, the last call always included unless `drop` comes before it. */
 function throttle(fn, ms) {
   let timer = null, latest = null;
-  return (...values) => {
+  const call = (...values) => {
     latest = values;
     if (timer) return;
     timer = setTimeout(() => { timer = null; fn(...latest); }, ms);
   };
+  call.drop = () => { clearTimeout(timer); timer = null; };
+  return call;
 }
 
 const typing = (event) => {

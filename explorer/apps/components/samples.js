@@ -198,7 +198,7 @@ function makeCloud({ onPick, tell }) {
     timer = requestAnimationFrame(tick);
   });
   slider.addEventListener("input", () => { stop(); at = slider.valueAsNumber; draw(); tell(sigmaNow()); });
-  for (const done of ["change", "blur", "pointerleave"]) slider.addEventListener(done, () => { if (!timer) tell(null); });
+  for (const done of ["blur", "pointerleave"]) slider.addEventListener(done, () => { if (!timer) tell(null); });
   field.addEventListener("change", draw);
   trails.addEventListener("change", draw);
   canvas.addEventListener("click", (e) => {

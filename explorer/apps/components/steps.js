@@ -28,7 +28,7 @@ export function render({ model, el }) {
     if (picks.dataset.key !== key) {
       picks.dataset.key = key;
       picks.replaceChildren(...known.map((c) => {
-        const pick = h("button", { type: "button", "data-curve": c.name, "aria-disabled": Boolean(c.reason), onclick: () => { if (!c.reason) toggle(c.name); } }, c.short);
+        const pick = h("button", { type: "button", "data-curve": c.name, "aria-disabled": c.reason ? "true" : null, onclick: () => { if (!c.reason) toggle(c.name); } }, c.short);
         const tell = () => tip.show(pick, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), c.reason ? h("div", { class: "why" }, c.reason) : "");
         pick.addEventListener("pointerenter", tell);
         pick.addEventListener("focus", () => { if (pick.matches(":focus-visible")) tell(); });
