@@ -59,9 +59,9 @@ def check_figures(notebook) -> None:
 
 
 def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with an eighth of the samples: every number of its `sizes` cells, where it has any, divided by 8."""
+    """The notebook with a third of the samples: every number of its `sizes` cells, where it has any, divided by 3."""
     for cell in code_cells(notebook, "sizes"):
-        cell.source = re.sub(r"\b\d+\b", lambda number: str(max(4, int(number[0]) // 8)), cell.source)
+        cell.source = re.sub(r"\b\d+\b", lambda number: str(max(4, int(number[0]) // 3)), cell.source)
     return notebook
 
 

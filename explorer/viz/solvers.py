@@ -118,12 +118,14 @@ def work_precision(
     rows = -(-len(panels) // columns)
     size = size or ((720 if columns == 2 else 560), 80 + 330 * rows)
     every = [(cost, v) for run in known.values() for cost, v in run]
+    estimate = next((v for _, v in every if not isinstance(v, float | int)), None)
     costs, bounds = [cost for cost, _ in every], [b for _, v in every for b in _interval(v, level)]
     log_y = min(bounds) > 0 and max(bounds) > 20 * min(bounds)
     y_range = (min(bounds) / 1.5, max(bounds) * 1.5) if log_y else _padded(min(bounds), max(bounds))
-    span = (min(costs) / 1.15, max(costs) * (max(costs) / min(costs)) ** _room(known, 0, size[0] / columns))
+    aside = 0.0 if estimate is None else 0.02  # intervals stand beside each other, this share of their cost apart
+    right = max(costs) * (1 + 0.5 * aside * max(map(len, panels.values())))
+    span = (min(costs) / 1.15, right * (max(costs) / min(costs)) ** _room(known, 0, size[0] / columns))
     front = pareto_front([(cost, _value(v)) for cost, v in every])
-    estimate = next((v for _, v in every if not isinstance(v, float | int)), None)
     c = canvas(backend, th, titles=list(panels), columns=columns, size=size)
     height = (size[1] - 80) / rows - 60
     for i, members in enumerate(panels.values()):
@@ -133,15 +135,15 @@ def work_precision(
         for k, (name, color) in enumerate(setting_colors(list(members), th).items()):
             run = known[name]
             cost, value = [x for x, _ in run], [_value(v) for _, v in run]
-            aside = 1.0 if estimate is None else 1 + 0.02 * (k - (len(members) - 1) / 2)  # intervals beside each other
-            at = [x * aside for x in cost]
+            shift = 1 + aside * (k - (len(members) - 1) / 2)
+            at = [x * shift for x in cost]
             for x, (_, v) in zip(at, run, strict=True):
                 if not isinstance(v, float | int):
                     panel.line([x, x], list(_interval(v, level)), color, width=3, opacity=0.4)
             panel.line(at, value, color)
             texts = [f"{name}: {v:.3g} at {x:g} NFE" for x, v in zip(cost, value, strict=True)]
             panel.points(at, value, color, size=5, texts=texts)
-            best = [(x * aside, v) for x, v in zip(cost, value, strict=True) if (x, v) in front]
+            best = [(x * shift, v) for x, v in zip(cost, value, strict=True) if (x, v) in front]
             if best:
                 panel.points([x for x, _ in best], [v for _, v in best], color, size=12, mark="ring")
             labels.append((at[-1], value[-1], name, color))
