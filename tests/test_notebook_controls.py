@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +108,46 @@ def test_cancel_keeps_what_was_measured(model, metric):
     assert not controls.busy and controls._cancel.disabled
     kept = controls.live.n_done
     assert 0 < kept < 500_000 and f"stopped at n = {kept}" in controls._state.value
+
+
+def test_a_stopped_measurement_goes_on_where_it_stopped(model, metric):
+    controls = Controls(model, 500_000, metric=metric)
+    assert controls._drawn.wait(PATIENCE)
+    controls.cancel()
+    kept = controls.live.n_done
+    controls.n = kept + 100
+    controls.set()
+    assert controls.wait(PATIENCE).n_done == kept + 100 and controls.live.estimate.n == kept + 100
+    counts = sorted(controls._courses[controls.knobs.key()])
+    assert counts[counts.index(kept) :] == [kept, *(n for n in counts if n > kept)] and counts[0] == 64
+
+
+def test_a_page_runs_in_the_thread_that_hears_the_browser():
+    """The kernel may hear it in a thread of its own; whatever is posted from others must run there, and nowhere after its end."""
+    pytest.importorskip("panel")
+    from explorer.apps.serve import Ear
+
+    async def listen(heard: threading.Event, done: asyncio.Event):
+        ear.hear()
+        loops.append(asyncio.get_running_loop())
+        heard.set()
+        await done.wait()
+
+    ear, loops, heard, ran = None, [], threading.Event(), []
+    outer = asyncio.new_event_loop()
+    asyncio.set_event_loop(outer)
+    ear = Ear()
+    done = asyncio.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(listen(heard, done)), name="subshell")
+    thread.start()
+    assert heard.wait(PATIENCE)
+    ear.post(lambda: (ran.append(threading.current_thread().name), done.set()))
+    thread.join(PATIENCE)
+    assert ran == ["subshell"]
+    ear.post(lambda: ran.append("late"))
+    outer.close()
+    asyncio.set_event_loop(None)
+    assert ran == ["subshell"]
 
 
 def test_a_pinned_setting_gives_a_sentence_on_the_same_noise(controls):

@@ -205,11 +205,12 @@ class Controls:
                 self._number.value = self._number.value.replace("opacity:1", "opacity:.35")  # of the setting before
             self._say(f"{sampler.nfe(model)} network calls per sample")
             knobs, box = self.knobs, []
+            begun = self.live if self.live is not None and self.live.n_done <= self.n else None
 
             def make(job: Job) -> Iterator[Live]:
                 return quality(
                     model, sampler, self.metric, self.n, start_seed=knobs.seed, label=knobs.label,
-                    geometry=False, cancel=job.stop, between=job.between,
+                    geometry=False, after=begun, cancel=job.stop, between=job.between,
                 )  # fmt: skip
 
             self._job = worker().submit(
