@@ -515,7 +515,12 @@ def _without(knob: str, solver: str) -> str:
 
 def names() -> list[str]:
     """Names of all knobs, in order."""
-    return [name for name in SamplerKnobs.param if name != "name"]
+    return list(_names())
+
+
+@lru_cache(maxsize=1)
+def _names() -> tuple[str, ...]:
+    return tuple(name for name in SamplerKnobs.param if name != "name")
 
 
 def _clip(name: str, value: float) -> float:

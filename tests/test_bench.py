@@ -151,6 +151,8 @@ def test_the_first_bad_step_is_named_however_seldom_one_looks(every, solver, mon
     seeds = Seeds(range(4))
     with pytest.raises(NonFinite, match="step") as caught:
         solve(model, solver, 20 * seeds.normal((2,)), times, rng=seeds)
-    asked_at = times[1:] if isinstance(solver, EDMStochastic) else times  # Heun's second evaluation is at the end of the step
+    asked_at = (
+        times[1:] if isinstance(solver, EDMStochastic) else times
+    )  # Heun's second evaluation is at the end of the step
     assert caught.value.step == next(i for i, t in enumerate(asked_at) if t < 1.0) and caught.value.samples == [2]
     assert torch.isfinite(caught.value.kept[[0, 1, 3]]).all()

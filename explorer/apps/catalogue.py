@@ -20,7 +20,12 @@ _lock = threading.Lock()
 
 def names() -> list[str]:
     """Models that can be sampled from: trained ones, then exact ones."""
-    return [*bundled.names("denoiser"), *bundled.names("oracle")]
+    return list(_names())
+
+
+@lru_cache(maxsize=1)
+def _names() -> tuple[str, ...]:
+    return (*bundled.names("denoiser"), *bundled.names("oracle"))  # reads every card
 
 
 def default() -> str:

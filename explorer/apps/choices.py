@@ -56,7 +56,11 @@ def _promises(values: str, model: Denoiser) -> dict[str, str]:
             tried.solver = name
             built, sampler = tried.build(model)
             out[name] = f"order {sampler.solver.order} · NFE {sampler.nfe(built)}"
-        except (ExplorerError, AttributeError, TypeError):  # these knobs cannot run, or its cost is known only afterwards
+        except (
+            ExplorerError,
+            AttributeError,
+            TypeError,
+        ):  # these knobs cannot run, or its cost is known only afterwards
             out[name] = f"{cls.nfe_formula} calls"
     return out
 

@@ -85,7 +85,9 @@ class UNet(nn.Module):
         n_skips: their number; 0 < n_skips.
     """
 
-    memory_format = torch.channels_last  # of weights, as of images: else every convolution reorders them, a quarter of the time
+    memory_format = (
+        torch.channels_last
+    )  # of weights, as of images: else every convolution reorders them, a quarter of the time
 
     def __init__(
         self,

@@ -124,6 +124,7 @@ class GaussianMixture(nn.Module):
         """E[x0 | x_t = x], (B, *shape). At sigma = 0 it is x / alpha; at alpha = 0 the mean of the (conditional) data."""
         if isinstance(sigma, float | int) and sigma == 0:
             return x / like(alpha, x)
+        alpha, sigma = (v.to(x.dtype) if isinstance(v, Tensor) else v for v in (alpha, sigma))
         joint, offset, var = self._joint(x, alpha, sigma, cond)
         r = joint.softmax(dim=1)  # (B, K) responsibilities
         a = like(alpha, r)

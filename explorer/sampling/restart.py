@@ -18,10 +18,10 @@ from explorer.models.base import Cond, Denoiser
 from explorer.process.paths import Path
 from explorer.sampling.base import Sampler, built, built_path, check_noise, described, described_path
 from explorer.sampling.grids import TimeGrid
-from explorer.sampling.seeds import Seeds
+from explorer.sampling.seeds import Seeds, fresh_noise
 from explorer.sampling.solve import Observer, Solver, Step, solve
 from explorer.sampling.solvers import SOLVERS, Heun
-from explorer.sampling.solvers.stochastic import fresh, noised
+from explorer.sampling.solvers.stochastic import noised
 
 HEUN = Heun()
 
@@ -227,7 +227,7 @@ def _walk(model, solver, x, legs, s_noise, cond, rng, observe) -> Tensor:
     for leg in legs:
         watch, before = None, x
         if leg.interval is not None:
-            x = noised(model.path, x, leg.t_from, leg.times[0], fresh(rng, x), s_noise)
+            x = noised(model.path, x, leg.t_from, leg.times[0], fresh_noise(x, rng), s_noise)
         if observe is not None:
             watch = _chained(observe, done, leg, before, x)
         try:

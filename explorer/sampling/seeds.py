@@ -80,3 +80,10 @@ class Seeds:
     def labels(self, n_classes: int, device=None) -> Tensor:
         """Class seed mod n_classes of each sample, (n,) int64: balanced over consecutive seeds."""
         return torch.tensor([i % n_classes for i in self.ids], dtype=torch.int64, device=device)
+
+
+def fresh_noise(x: Tensor, rng: Seeds | None) -> Tensor:
+    """Standard normal noise of x's shape, the next numbers of each sample's own stream."""
+    if rng is None:
+        raise BadValue("a stochastic solver needs the seeds of its samples: pass rng=Seeds(...)")
+    return rng.normal(tuple(x.shape[1:]), device=x.device, dtype=x.dtype)

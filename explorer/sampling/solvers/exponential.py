@@ -22,7 +22,7 @@ from torch import Tensor
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import affine, cast
 from explorer.process.paths import Path
-from explorer.sampling.seeds import Seeds
+from explorer.sampling.seeds import fresh_noise
 from explorer.sampling.solve import Solver, Step
 from explorer.sampling.solvers.weights import (
     check_order,
@@ -101,13 +101,6 @@ def remember(state: History | None, t: float, value: Tensor, n: int) -> History:
     if state is None or n == 1:
         return (t,), (value,)
     return (t, *state[0][: n - 1]), (value, *state[1][: n - 1])
-
-
-def fresh_noise(x: Tensor, rng: Seeds | None) -> Tensor:
-    """Standard normal noise of x's shape, the next numbers of each sample's own stream."""
-    if rng is None:
-        raise BadValue("a stochastic solver needs the seeds of its samples: pass rng=Seeds(...)")
-    return rng.normal(tuple(x.shape[1:]), device=x.device, dtype=x.dtype)
 
 
 def check_noise(eta: float, s_noise: float) -> None:

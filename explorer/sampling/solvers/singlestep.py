@@ -15,9 +15,9 @@ from torch import Tensor
 
 from explorer.models.base import Cond, Denoiser, affine, cast
 from explorer.process.paths import Path
-from explorer.sampling.seeds import Seeds
+from explorer.sampling.seeds import Seeds, fresh_noise
 from explorer.sampling.solve import Solver, Step
-from explorer.sampling.solvers.exponential import check_noise, ddim_coefficients, fresh_noise, sde_coefficients
+from explorer.sampling.solvers.exponential import check_noise, ddim_coefficients, sde_coefficients
 from explorer.sampling.solvers.weights import check_share, check_step, combine, exponential_moments, lambda_at
 
 

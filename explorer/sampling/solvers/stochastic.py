@@ -12,7 +12,7 @@ from torch import Tensor
 from explorer.errors import BadValue
 from explorer.models.base import affine
 from explorer.process.paths import Path
-from explorer.sampling.seeds import Seeds
+from explorer.sampling.seeds import fresh_noise
 from explorer.sampling.solve import Solver, Step
 from explorer.sampling.solvers.runge_kutta import EULER, alpha_table, rk_step, stage_time
 
@@ -24,13 +24,6 @@ def noised(path: Path, x: Tensor, t: float, t_to: float, eps: Tensor, s_noise: f
     alpha_to = path.at(t_to)[0]
     added = math.sqrt(path.ratio_at(t_to) ** 2 - path.ratio_at(t) ** 2) * alpha_to * s_noise
     return x * (alpha_to / path.at(t)[0]) + added * eps
-
-
-def fresh(rng: Seeds | None, x: Tensor) -> Tensor:
-    """The next normal numbers of each sample, like x. Raises BadValue without seeds."""
-    if rng is None:
-        raise BadValue("a stochastic solver needs the seeds of its samples: pass rng=Seeds(...)")
-    return rng.normal(tuple(x.shape[1:]), device=x.device, dtype=x.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class EDMStochastic(Solver):
     def step(self, model, x, t, t_next, state: int, *, cond=None, rng=None):
         t_hat = self.raised(t, state, model.path)
         if t_hat != t:
-            x = noised(model.path, x, t, t_hat, fresh(rng, x), self.s_noise)
+            x = noised(model.path, x, t, t_hat, fresh_noise(x, rng), self.s_noise)
         step = rk_step(model, x, t_hat, t_next, EULER if t_next == 0 else _HEUN, cond)
         return step._replace(state=state, t_from=t_hat, x_from=x)
 
@@ -118,7 +111,7 @@ class EulerMaruyama(Solver):
         slope = model.velocity(x, t, cond)
         x = affine(a, x, b, slope)
         if std > 0:
-            x = torch.add(x, fresh(rng, x), alpha=std)
+            x = torch.add(x, fresh_noise(x, rng), alpha=std)
         return Step(x, slope, None, None)
 
     def eval_times(self, times, path):
@@ -175,12 +168,12 @@ class PredictorCorrector(Solver):
         a, b, std = reverse_diffusion_coefficients(model.path, t, t_next, self.strength)
         x = affine(a, x, b, first)
         if std > 0:
-            x = torch.add(x, fresh(rng, x), alpha=std)
+            x = torch.add(x, fresh_noise(x, rng), alpha=std)
         pull = 2 * self.snr**2  # e score = 2 snr^2 (alpha D - x)
         alpha, sigma, _, _ = model.path.at(t_next)
         for _ in range(int(self.n_corrector)):
             x = affine(1 - pull, x, pull * alpha, model.denoise(x, t_next, cond))
-            x = torch.add(x, fresh(rng, x), alpha=2 * self.snr * sigma)
+            x = torch.add(x, fresh_noise(x, rng), alpha=2 * self.snr * sigma)
         return Step(x, None, first, None)
 
     def eval_times(self, times, path):
