@@ -478,3 +478,36 @@ def test_torchdiffeq_is_imported_where_it_is_used(monkeypatch):
     assert torch.isfinite(AdaptiveSampler(ENDS).sample(oracle(), start(1))).all()
     with pytest.raises(ImportError):
         AdaptiveSampler(ENDS, control="batch").sample(oracle(), start(1))
+
+
+# With names on its axes
+
+
+@pytest.mark.parametrize("path", [EDM(), Linear()], ids=["edm", "linear"])
+def test_labelled_attempts_and_effort_count_what_the_report_holds(path):
+    from explorer.trajectory import adaptive_attempts, adaptive_effort
+
+    model = oracle(path)
+    sampler = AdaptiveSampler(ENDS, "bosh3", 1e-4, 1e-4)
+    _, report = sampler.run(model, start(12))
+    ds = adaptive_attempts(report, path, seeds=range(100, 112))
+    assert ds.seed.values.tolist() == list(range(100, 112)) and set(ds.status.values) == {"done"}
+    assert ds.accepted.sum("attempt").values.tolist() == report.n_accepted.tolist()
+    known = ~report.t.isnan()
+    sigma = [path.ratio_at(float(t)) for t in report.t[known]]
+    torch.testing.assert_close(torch.tensor(ds.sigma.values)[known], torch.tensor(sigma, dtype=torch.float64))
+    with pytest.raises(BadValue, match="12 samples"):
+        adaptive_attempts(report, path, seeds=range(3))
+
+    work = adaptive_effort(report, path, n_bins=7)
+    for name, mask in (("accepted", report.accepted), ("rejected", known & ~report.accepted)):
+        counts = [0] * 7
+        for t in report.t[mask].tolist():  # brute force: which bin each attempt began in
+            s = path.ratio_at(t)
+            counts[next(k for k in range(7) if work.sigma_from[k] >= s > work.sigma_to[k])] += 1
+        assert work[name].values.tolist() == pytest.approx([c / 12 for c in counts])
+    assert work.attrs["nfe_max"] == int(report.nfe.max()) and work.attrs["n"] == 12
+    length = float((work.accepted * work["size"]).sum())  # accepted steps tile the way from HIGH to LOW
+    assert length == pytest.approx(math.log(HIGH / LOW), rel=1e-9)
+    with pytest.raises(BadValue, match="at least one bin"):
+        adaptive_effort(report, path, n_bins=0)

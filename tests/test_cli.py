@@ -345,3 +345,23 @@ def test_compare_says_what_is_wrong_with_a_file(text, words, tmp_path):
     if text is not None:
         bad.write_text(text)
     assert words in refusal("compare", good, bad)
+
+
+def test_a_stored_sampler_of_any_kind_can_be_used(tmp_path):
+    from explorer.sampling import AdaptiveSampler, Heun, OdeSampler, Restart, RestartSampler, TimeGrid
+
+    grid, file = TimeGrid.karras(5, 0.002, 80.0), tmp_path / "sampler.json"
+    file.write_text(OdeSampler(Heun(), grid).to_json())
+    out, plain = (document("eval", ORACLE, "--n", 60, *how) for how in (("--sampler-file", file), ("--steps", 5)))
+    assert out["value"] == plain["value"] and out["nfe"] == 9 and "knobs" not in out
+    printed = tmp_path / "printed.json"
+    printed.write_text(json.dumps(out))
+    assert document("compare", printed, printed, "--n", 20)["difference"]["value"] == 0
+    file.write_text(json.dumps({"sampler": RestartSampler(grid, (Restart(3, 2, 0.06, 0.3),), Heun()).to_dict()}))
+    assert document("sample", ORACLE, "--n", 4, "--sampler-file", file, "--out", tmp_path / "x.npz")["nfe"] == 9 + 8
+    file.write_text(AdaptiveSampler(TimeGrid.explicit((80.0, 0.01)), "bosh3", 1e-2, 1e-2).to_json())
+    assert document("eval", ORACLE, "--n", 20, "--sampler-file", file)["nfe"] is None
+    assert "adaptive steps" in run("eval", ORACLE, "--n", 20, "--sampler-file", file).stdout
+    assert "--steps" in refusal("eval", ORACLE, "--sampler-file", file, "--steps", 3).replace("n-steps", "steps")
+    file.write_text("{}")
+    assert "describes no sampler" in refusal("eval", ORACLE, "--sampler-file", file)

@@ -20,7 +20,7 @@ from explorer.metrics.base import Estimate
 from explorer.models.base import Oracle
 from explorer.process import EDM, Linear
 from explorer.process.oracles import GaussianMixture
-from explorer.sampling import DPMpp2M, Heun, OdeSampler, TimeGrid
+from explorer.sampling import AdaptiveSampler, DPMpp2M, Heun, OdeSampler, TimeGrid
 from explorer.viz.canvas import canvas, joined
 from explorer.viz.metrics import pareto_front
 from explorer.viz.theme import DARK, LIGHT, angle_colors, ramp
@@ -76,12 +76,18 @@ def data() -> dict:
             for name, settings in (("exact", {}), ("probes", {"divergence": "gaussian", "n_probes": 2}))
         },
         "trips": tr.round_trip_by_steps(RING, tr.data_of(flat)[:6], (4, 8)),
+        "effort": {
+            method: tr.adaptive_effort(sampler.run(RING, tr.noise_of(flat))[1], EDM(), n_bins=6)
+            for method in ("bosh3", "dopri5")
+            for sampler in [AdaptiveSampler(GRID, method, 1e-3, 1e-3)]
+        },
         "proxy": tr.angle_proxy(flat, path=Linear()),
         "pareto": {"A": (15, estimates()[-1]), "B": (8, estimates()[-2]), "C": (30, estimates()[-1])},
     }
 
 
 FIGURES = {
+    "adaptive_effort": lambda d, **o: viz.adaptive_effort(d["effort"], **o),
     "attribution": lambda d, **o: viz.attribution(d["bill"], **o),
     "exponents": lambda d, **o: viz.exponents(d["lyapunov"], **o),
     "scree": lambda d, **o: viz.scree(d["dimension"], **o),

@@ -277,13 +277,13 @@ def _loop(s: Setting, scheduler, start: Tensor, level: Callable[[Tensor], Tensor
 
 
 _EDM_DPM, _EDM_SDE = "EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}
-_SINGLE = "DPMSolverSinglestepScheduler"
+_SINGLE, _DPM = "DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"
 DIFFUSERS: dict[str, dict[str, Peer]] = {
     "dpm-solver-2": {"diffusers KDPM2": karras_scheduler("KDPM2DiscreteScheduler")},
     "dpmpp-2s": {"diffusers DPMSolverSinglestep 2": karras_scheduler(_SINGLE, solver_order=2)},
     "dpmpp-3m": {"diffusers EDMDPMSolverMultistep 3": edm_scheduler(_EDM_DPM, solver_order=3)},
     "dpmpp-2m-sde": {"diffusers EDMDPMSolverMultistep sde 2": edm_scheduler(_EDM_DPM, **_EDM_SDE)},
-    "dpmpp-3m-sde": {"diffusers EDMDPMSolverMultistep sde 3": edm_scheduler(_EDM_DPM, **_EDM_SDE, solver_order=3)},
+    "dpmpp-3m-sde": {"diffusers DPMSolverMultistep sde 3": karras_scheduler(_DPM, **_EDM_SDE, solver_order=3)},
     "unipc": {"diffusers UniPCMultistep": karras_scheduler("UniPCMultistepScheduler")},
     "deis": {"diffusers DEISMultistep": karras_scheduler("DEISMultistepScheduler")},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +19,10 @@ Device = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per pass through the network. Does not change the result.")]
 Count = Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")]
+SamplerFile = Annotated[
+    Path | None,
+    typer.Option(help="Take the sampler from a JSON file: what Sampler.to_json wrote, or eval --json printed."),
+]
 Model = Annotated[
     str, typer.Argument(help="A bundled model, toy or oracle: see explorer list models.", metavar="MODEL")
 ]

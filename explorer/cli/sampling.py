@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from explorer.cli.options import Batch, Count, Device, Json, Model, device_named
+from explorer.cli.options import Batch, Count, Device, Json, Model, SamplerFile, device_named
 from explorer.cli.output import counted, emit, note, progress
 from explorer.errors import BadFile, BadValue
 
@@ -19,16 +19,36 @@ if TYPE_CHECKING:
     from explorer.sampling.samplers import Sampler
 
 
-def prepare(model: str, device: str, given: dict) -> tuple[Denoiser, Denoiser, Sampler, Any]:
+def prepare(model: str, device: str, given: dict, file: Path | None = None) -> tuple[Denoiser, Denoiser, Sampler, Any]:
     """The bare model on its device, the model and sampler that the knobs make of it, and the knobs.
 
     A knob that was given but cannot act on this model with this solver is named in a note.
+
+    Args:
+        file: where the sampler comes from instead; then only the seed and the class are left to the knobs.
     """
+    if file is not None:
+        extra = [f"--{name.replace('_', '-')}" for name in given if name not in ("seed", "label")]
+        if extra:
+            raise BadValue(f"--sampler-file brings the whole sampler: leave out {', '.join(extra)}, or the file.")
     bare, built, sampler, knobs = build(model, device, given)
     for name, reason in knobs.inapplicable(bare).items():
         if name in given:
             note(f"{name.replace('_', '-')} has no effect. {reason}")
-    return bare, built, sampler, knobs
+    return bare, built, sampler if file is None else stored_sampler(file), knobs
+
+
+def stored_sampler(file: Path) -> Sampler:
+    """What `Sampler.to_json` wrote, alone or as "sampler" in another document, as eval --json prints it."""
+    from explorer.sampling.samplers import sampler_from_dict
+
+    about = json_in(file)
+    inner = about.get("sampler")
+    if not isinstance(inner, dict | str):
+        raise BadFile(
+            f'{file} describes no sampler: it needs what Sampler.to_json writes, or a document with a "sampler".'
+        )
+    return sampler_from_dict(inner if isinstance(inner, dict) else about)
 
 
 def build(model: str, device: str, values: dict) -> tuple[Denoiser, Denoiser, Sampler, Any]:
@@ -41,8 +61,8 @@ def build(model: str, device: str, values: dict) -> tuple[Denoiser, Denoiser, Sa
     return bare, *knobs.build(bare), knobs
 
 
-def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any) -> dict:
-    """What a JSON document says about how its numbers or files were made."""
+def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, stored: bool = False) -> dict:
+    """What a JSON document says about how its numbers or files were made; `stored`: the sampler is not that of the knobs."""
     import platform
 
     import numpy as np
@@ -53,7 +73,7 @@ def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any) -
     versions = {"explorer": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "model": model,
-        "knobs": knobs.to_dict(),
+        **({"seed": knobs.seed, "label": knobs.label} if stored else {"knobs": knobs.to_dict()}),
         "sampler": sampler.to_dict(),
         "seeds": [knobs.seed, knobs.seed + n],
         "device": str(device),
@@ -73,6 +93,7 @@ def eval_(
     features: Annotated[
         str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
     ] = None,
+    sampler_file: SamplerFile = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
@@ -88,19 +109,19 @@ def eval_(
     from explorer.live import metric_for, quality
     from explorer.models.bundled import card
 
-    bare, built, sampler, knobs = prepare(model, device, given)
+    bare, built, sampler, knobs = prepare(model, device, given, sampler_file)
     measure = metric_for(bare, metric, data=data or card(model).get("data"), features=features)
     live = None
-    with progress(f"{model}, {sampler.nfe(built)} NFE") as show:
+    with progress(model) as show:
         runs = quality(built, sampler, measure, n, batch, knobs.seed, label=knobs.label, geometry=False, between=show)
         for live in runs:
             show(live.n_done / n, str(live.estimate))
     estimate = live.estimate
     if not as_json:
         raw = "" if estimate.raw is None else f", uncorrected {estimate.raw:.4g}"
-        typer.echo(f"{estimate}{raw}, {live.nfe} NFE, {live.seconds:.1f} s")
+        typer.echo(f"{estimate}{raw}, {cost(live.nfe)}, {live.seconds:.1f} s")
         return
-    settings = settings_of(model, knobs, sampler, n, device_named(device))
+    settings = settings_of(model, knobs, sampler, n, device_named(device), sampler_file is not None)
     found = {"metric": estimate.name, "raw": None, **estimate.to_dict(), "nfe": live.nfe, "seconds": live.seconds}
     found.pop("name", None)
     emit({**found, **settings})
@@ -115,6 +136,7 @@ def sample(
         ),
     ] = None,
     n: Count = 64,
+    sampler_file: SamplerFile = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
@@ -134,8 +156,8 @@ def sample(
     writer = WRITERS.get(out.suffix)
     if writer is None:
         raise BadValue(f"{out.name} must end in one of {', '.join(WRITERS)}.")
-    job = Drawing.of(model, n, batch, device, given)
-    with progress(f"{n} samples, {job.nfe} NFE") as show:
+    job = Drawing.of(model, n, batch, device, given, sampler_file)
+    with progress(f"{n} samples") as show:
         watch = counted(show, job.n_steps)
         x = draw(job.model, job.sampler, job.seeds, job.labels, batch=batch, observe=watch).cpu()
     arrays = {"x": x.numpy(), "seed": list(job.seeds.ids)}
@@ -155,32 +177,37 @@ def record(
     n: Count = 64,
     keep: Annotated[str, typer.Option(help="What to store besides the states: slope, x0_hat, error.")] = "slope",
     limit: Annotated[float, typer.Option(help="Refuse a recording above this many GiB.")] = 2.0,
+    sampler_file: SamplerFile = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
     *,
     given: dict,
 ) -> None:
-    """Record trajectories: every state of every sample, as a labelled dataset.
+    """Record trajectories: every state of every sample, as a labelled dataset. Interrupted, the same command goes on from there.
 
     Examples:
       explorer record digits --n 64 --out trajectories.nc
       explorer record oracle-8gaussians --steps 30 --keep slope,x0_hat --out paths.zarr
     """
     from explorer.trajectory import storage
-    from explorer.trajectory.record import GIB
+    from explorer.trajectory.record import GIB, bytes_needed
     from explorer.trajectory.record import record as run
 
     out = out or Path(f"{Path(model).stem}.nc")
     if out.suffix not in storage.NETCDF + storage.ZARR:
         raise BadValue(f"{out.name} must end in {storage.NETCDF[0]} or {storage.ZARR[0]}.")
-    job = Drawing.of(model, n, batch, device, given)
+    job = Drawing.of(model, n, batch, device, given, sampler_file)
     variables = ("x", *(word.strip() for word in keep.split(",") if word.strip()))
+    needed = bytes_needed(n, job.sampler.n_steps(job.model), job.model.shape, variables)
+    if needed > limit * GIB:
+        raise BadValue(
+            f"recording {n} samples needs {needed / GIB:.3g} GiB, more than --limit {limit:g}: take fewer samples (--n), keep less "
+            "(--keep), or raise --limit."
+        )
     with progress(f"recording {n} samples") as show:
-        watch, ceiling = counted(show, job.n_steps), int(limit * GIB)
-        options = dict(keep=variables, batch=batch, limit=ceiling, observe=watch)
-        ds = run(job.model, job.sampler, job.seeds, job.labels, **options)
-    storage.save(ds, out)
+        options = dict(keep=variables, batch=batch, observe=counted(show, job.n_steps))
+        ds = run(job.model, job.sampler, job.seeds, job.labels, to=out, **options)
     size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
     sizes = {str(k): int(v) for k, v in ds.sizes.items()}
     shape = " x ".join(f"{k} {v}" for k, v in sizes.items())
@@ -199,15 +226,16 @@ class Drawing:
     n_steps: int  # of all batches together
     device: str
     began: float
+    stored: bool
 
     @classmethod
-    def of(cls, name: str, n: int, batch: int, device: str, given: dict) -> Drawing:
+    def of(cls, name: str, n: int, batch: int, device: str, given: dict, file: Path | None) -> Drawing:
         from explorer.sampling.seeds import Seeds
 
-        _, model, sampler, knobs = prepare(name, device, given)
+        _, model, sampler, knobs = prepare(name, device, given, file)
         seeds = Seeds(range(knobs.seed, knobs.seed + n))
         n_steps = sampler.n_steps(model) * -(-n // batch)
-        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter())
+        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter(), file is not None)
 
     @property
     def labels(self):
@@ -220,9 +248,9 @@ class Drawing:
     def report(self, file: Path, as_json: bool, words: str, **facts) -> None:
         seconds, n = time.perf_counter() - self.began, len(self.seeds)
         if not as_json:
-            typer.echo(f"{file}: {words}, {self.nfe} NFE, {seconds:.1f} s")
+            typer.echo(f"{file}: {words}, {cost(self.nfe)}, {seconds:.1f} s")
             return
-        settings = settings_of(self.name, self.knobs, self.sampler, n, device_named(self.device))
+        settings = settings_of(self.name, self.knobs, self.sampler, n, device_named(self.device), self.stored)
         emit({"file": str(file), "n": n, "nfe": self.nfe, "seconds": seconds, **facts, **settings})
 
 
@@ -317,14 +345,23 @@ class Described:
         return {"model": self.model, **kept, "sampler": self.sampler.to_dict(), "device": str(device)}
 
 
-def document_in(file: Path) -> dict:
+def cost(nfe: int | None) -> str:
+    return "adaptive steps" if nfe is None else f"{nfe} NFE"
+
+
+def json_in(file: Path) -> dict:
+    """Raises BadFile when the file cannot be read or is not a JSON object."""
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadFile(f"{file} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:
         raise BadFile(f"{file} is not JSON: {error}.") from None
-    about = about if isinstance(about, dict) else {}
+    return about if isinstance(about, dict) else {}
+
+
+def document_in(file: Path) -> dict:
+    about = json_in(file)
     how = "sampler" if about.get("knobs") is None else "knobs"
     if isinstance(about.get("model"), str) and isinstance(about.get(how), dict):
         return about

@@ -1,5 +1,6 @@
 """What a sampler did: recorded runs as labelled data, their geometry, couplings and errors."""
 
+from explorer.trajectory.adaptive import adaptive_attempts, adaptive_effort
 from explorer.trajectory.attribution import attribution, attribution_cost
 from explorer.trajectory.contraction import contraction, lyapunov, strain_rates, total_exponents, velocity_jacobian
 from explorer.trajectory.coupling import (
@@ -61,9 +62,9 @@ from explorer.trajectory.storage import load, save
 from explorer.trajectory.subspace import deviation, effective_dimension, principal_basis, project, torsion_of
 
 __all__ = [
-    "Recorder", "RunningBudget", "RunningGeometry", "Schedule", "Search", "angle_proxy", "arc_chord", "attribution",
-    "attribution_cost", "ays", "budget", "bytes_needed", "compare_maps", "conflict", "conflict_map", "contraction",
-    "coupling_cost", "crossings", "curvature", "data_of", "decisions", "decode", "denoised", "dequantise", "deviation",
+    "Recorder", "RunningBudget", "RunningGeometry", "Schedule", "Search", "adaptive_attempts", "adaptive_effort", "angle_proxy",
+    "arc_chord", "attribution", "attribution_cost", "ays", "budget", "bytes_needed", "compare_maps", "conflict", "conflict_map",
+    "contraction", "coupling_cost", "crossings", "curvature", "data_of", "decisions", "decode", "denoised", "dequantise", "deviation",
     "disagreement", "effective_dimension", "encode", "end_distance", "end_errors", "end_verdicts", "endpoints", "equidistribute",
     "flow_curvature", "forward_pairs", "gits", "intersection", "inverter", "lasso", "likelihood_by_steps", "load", "local_error",
     "log_likelihood", "lyapunov", "map_verdict", "mean_and_error", "merged", "microscope", "moved", "nearest", "nfss", "noise_of",

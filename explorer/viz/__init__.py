@@ -1,5 +1,6 @@
 """Datasets to figures, plotly by default and matplotlib on request. Nothing here sees a model or computes for long."""
 
+from explorer.viz.adaptive import adaptive_effort
 from explorer.viz.couplings import (
     angle_map,
     budget,
@@ -21,7 +22,7 @@ from explorer.viz.theme import DARK, LIGHT, OKABE_ITO, THEMES, Theme, theme_of
 from explorer.viz.trajectories import projected, space, trajectories
 
 __all__ = [
-    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "angle_map", "attribution", "budget", "by_step", "code_normality",
+    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "attribution", "budget", "by_step", "code_normality",
     "conflict_map", "cost_matrix", "couplings", "data_uri", "decisions", "disagreement", "end_distances", "event_maps",
     "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "likelihood", "measured_order", "microscope",
     "numbers", "order_plot", "pareto", "png", "projected", "round_trip", "rounds", "schedules", "scree", "space", "step_density",
