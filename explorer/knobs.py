@@ -181,11 +181,11 @@ class SamplerKnobs(param.Parameterized):
         doc="Churn acts only below this σ. Karras et al. 2022, Algorithm 2.",
     )
     s_noise = param.Number(
-        default=1.003,
+        default=1.0,
         bounds=(0.95, 1.05),
         step=0.001,
-        doc="Standard deviation of the added noise; 1 is exact for the sde solvers, a little above 1 makes up for detail the network "
-        "removes. Karras et al. 2022, arXiv 2206.00364, Sec. 4.",
+        doc="Standard deviation of the added noise; 1 is exact, a little above 1 makes up for detail the network removes (1.003 for "
+        "ImageNet-64). Karras et al. 2022, arXiv 2206.00364, Sec. 4.",
     )
     guidance = param.Number(
         default=1.0,
