@@ -175,7 +175,9 @@ def test_the_lasso_marks_the_same_noise_everywhere_and_counts_it(visit):
     lab.loop("A", [(0.5, 0.5), (0.9, 0.5), (0.9, 0.1), (0.5, 0.1), (0.5, 0.48)])
     assert lab.poll(lambda: lab.picture("B"), lambda now: now != plain) == lab.picture("A"), "the same noise in both"
     card = lab.page.locator("[data-part=microscope]")
-    count = int(lab.poll(lambda: card.locator(".lead b").first.inner_text(), lambda text: text != "500"))  # all, until it answers
+    count = int(
+        lab.poll(lambda: card.locator(".lead b").first.inner_text(), lambda text: text != "500")
+    )  # all, until it answers
     assert 80 < count < 170, "about a quarter of 500"
     lab.poll(lambda: card.locator("tbody tr").count(), lambda rows: rows == 2)
     lab.page.keyboard.press("l")
