@@ -19,7 +19,7 @@ import param
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models.base import Denoiser
 from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
-from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid
+from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid, labels_of
 from explorer.sampling.grids import WARPED
 
 GROUPS = {
@@ -352,7 +352,7 @@ class SamplerKnobs(param.Parameterized):
     @property
     def labels(self) -> Literal["balanced"] | int | None:
         """`label` as the samplers' `labels` argument: "balanced", one class, or None for no class."""
-        return "balanced" if self.label is None else None if self.label == -1 else self.label
+        return labels_of(self.label)
 
     def key(self) -> str:
         """Short hash of what acts: knobs the solver or grid ignores do not enter."""

@@ -22,7 +22,7 @@ from explorer.metrics.features import points_space
 from explorer.models import bundled
 from explorer.models.base import Denoiser
 from explorer.process import Linear, Path
-from explorer.sampling import Sampler, Seeds, device_of, labels_for
+from explorer.sampling import Sampler, Seeds, device_of, labels_for, labels_of
 from explorer.sampling.solve import Step
 from explorer.trajectory.running import Moments, RunningGeometry
 
@@ -114,7 +114,7 @@ def quality(
     metric, device = metric.empty(), device_of(model)
     shape, nfe, n_steps = tuple(model.shape), sampler.nfe(model), sampler.n_steps(model)
     running = StepCurves(sampler.path_on(model), n_steps) if geometry and sampler.monotone else None
-    labels = "balanced" if label is None else None if label == -1 else label
+    labels = labels_of(label)
     shown: list[Tensor] = []
     shown_labels: list[Tensor] = []
     seconds, done = 0.0, 0

@@ -13,7 +13,7 @@ from explorer.errors import BadValue
 from explorer.metrics import Estimate, Metric
 from explorer.metrics.base import verdict
 from explorer.models.base import Denoiser
-from explorer.sampling import Sampler, Seeds, device_of, labels_for
+from explorer.sampling import Sampler, Seeds, device_of, labels_for, labels_of
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ def compare(
         ends = []
         for i, (side, counter) in enumerate(zip(sides, metrics, strict=True)):
             began, device = time.perf_counter(), device_of(side.model)
-            labels = "balanced" if side.label is None else None if side.label == -1 else side.label
-            cond, own = labels_for(side.model, seeds, labels, device), seeds.fresh()
+            cond, own = labels_for(side.model, seeds, labels_of(side.label), device), seeds.fresh()
             x = side.sampler.sample(side.model, own.normal(tuple(side.model.shape), device=device), cond, rng=own)
             counter.update(x, cond)
             ends.append(x.to("cpu", torch.float64))

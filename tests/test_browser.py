@@ -5,67 +5,28 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 
 import pytest
+from browsing import Visitor
 
 pytest.importorskip("panel")
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 120_000
 IMAGES = "lab?model=oracle-digits&n=512&n_steps=3"
 POINTS = "lab?model=oracle-8gaussians&n=256&n_steps=6"
 
 
-@pytest.fixture(scope="module")
-def address() -> str:
-    """Where `explorer serve`, started as a user starts it, says it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.search(r"http://localhost:\d+/", line):
-            yield found.group()
-            break
-    else:
-        pytest.fail("the server did not start:\n" + "".join(lines))
-    process.terminate()
-    assert process.wait(30) is not None
+class LabVisitor(Visitor):
+    def __init__(self, browser, address: str, state: str, late: bool = False, **size):
+        self.late, self.opened, self._held = late, False, []
+        super().__init__(browser, address, f"#{state}", **size)
 
-
-class Visitor:
-    """One browser session; it notes what the console and the network should not have seen."""
-
-    def __init__(self, browser, address: str, state: str, width: int = 1440, height: int = 900, late: bool = False):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
+    def prepare(self) -> None:
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
-        self.page.on("request", self._outside)
-        self.address = address
-        self.page.set_default_timeout(PATIENCE)
-        self.opened, self._held = False, []
-        if late:
+        if self.late:
             self.page.route_web_socket(re.compile(r"/ws"), self._hold_readiness)
-        self.page.goto(f"{address}#{state}")
-
-    def _outside(self, request) -> None:
-        if not request.url.startswith((self.address, "blob:", "data:")):
-            self.complaints.append(f"left the machine: {request.url}")
 
     def _hold_readiness(self, browser) -> None:
         """Lets every message of three frames through but the one that reports the page as ready."""
@@ -86,7 +47,7 @@ class Visitor:
         server.on_message(browser.send)
 
     def become_ready(self) -> None:
-        self._poll(lambda: self.opened and bool(self._held), bool)
+        self.poll(lambda: self.opened and bool(self._held), bool)
         self._held.pop()()
 
     def part(self, name: str):
@@ -102,39 +63,26 @@ class Visitor:
         return self.text("number")
 
     def changed(self, name: str, before: str) -> str:
-        return self._poll(lambda: self.text(name), lambda now: now != before)
+        return self.poll(lambda: self.text(name), lambda now: now != before)
 
     def sheet(self) -> str:
         return self.page.locator("[data-tile='0']").evaluate("node => node.style.backgroundImage")
 
     def sheet_changed(self, before: str) -> str:
-        return self._poll(self.sheet, lambda now: now != before)
-
-    def _poll(self, read, ready):
-        end = time.monotonic() + PATIENCE / 1000
-        while True:
-            now = read()
-            if ready(now):
-                return now
-            assert time.monotonic() < end, f"still {now!r}"
-            self.page.wait_for_timeout(50)
+        return self.poll(self.sheet, lambda now: now != before)
 
     def open_group(self, name: str) -> None:
         group = self.page.locator(f"[data-group='{name}']")
         if group.get_attribute("open") is None:
             group.locator("summary").click()
 
-    def close(self) -> None:
-        self.context.close()
-        assert self.complaints == []
-
 
 @pytest.fixture
 def visit(browser, address):
     visitors = []
 
-    def open(state: str, **size) -> Visitor:
-        visitors.append(Visitor(browser, address, state, **size))
+    def open(state: str, **size) -> LabVisitor:
+        visitors.append(LabVisitor(browser, address, state, **size))
         return visitors[-1]
 
     yield open
@@ -186,7 +134,7 @@ def test_pictures_of_a_dragged_slider_come_before_its_release(visit):
     lab.part("caption").filter(has_text="preview").wait_for()
     rows = lab.page.locator(".history tr.row").count()
     lab.page.mouse.up()
-    lab._poll(lambda: lab.page.locator(".history tr.row").count(), lambda now: now == rows + 1)
+    lab.poll(lambda: lab.page.locator(".history tr.row").count(), lambda now: now == rows + 1)
     lab.settled("512")
 
 
@@ -213,7 +161,7 @@ def test_two_visitors_do_not_disturb_each_other(visit):
     two.changed("number", number)
     two.settled("256")
     one.page.bring_to_front()
-    one._poll(lambda: one.page.url, lambda url: "n_steps=12" in url)
+    one.poll(lambda: one.page.url, lambda url: "n_steps=12" in url)
     assert one.page.locator("[data-number=n_steps]").input_value() == "12"
     assert one.page.locator("select[data-knob=model]").input_value() == "oracle-digits"
     one.page.keyboard.press("Escape")
@@ -252,10 +200,10 @@ def test_the_noise_level_pointed_at_is_marked_in_all_panes(visit):
     assert when.inner_text() == "σ 0" and "arc / chord" in note.inner_text()
     box = lab.page.locator(".steps svg").bounding_box()
     lab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # in the curves: the particles go there
-    lab._poll(when.inner_text, lambda now: now != "σ 0")
+    lab.poll(when.inner_text, lambda now: now != "σ 0")
     assert re.match(r"step \d of 6: σ", note.inner_text())
     lab.page.mouse.move(2, 2)
-    lab._poll(when.inner_text, lambda now: now == "σ 0")
+    lab.poll(when.inner_text, lambda now: now == "σ 0")
     scrubber = lab.page.get_by_label("Time, from noise to data")
     scrubber.focus()
     scrubber.press("Home")  # at the particles: the curves say where that is
@@ -292,7 +240,7 @@ def test_a_list_of_many_solvers_stays_on_screen_and_can_be_searched(visit):
     assert box["x"] >= 0 and box["x"] + box["width"] <= 420 and box["y"] >= 0 and box["y"] + box["height"] <= 700
     every = menu.locator("[role=option]").count()
     lab.page.keyboard.type("sde")
-    lab._poll(menu.locator("[role=option]").count, lambda now: 0 < now < every)
+    lab.poll(menu.locator("[role=option]").count, lambda now: 0 < now < every)
     assert all("sde" in name for name in menu.locator("[role=option] .name").all_inner_texts())
     lab.page.keyboard.press("Escape")
     menu.wait_for(state="hidden")
@@ -332,7 +280,7 @@ def test_copied_python_runs_and_prints_the_number_on_screen(visit):
     number = lab.settled("256")
     lab.page.locator("[data-act=copy]").click()
     lab.page.locator("[data-act=python]").click()
-    code = lab._poll(lambda: lab.page.evaluate("() => navigator.clipboard.readText()"), lambda text: "quality(" in text)
+    code = lab.poll(lambda: lab.page.evaluate("() => navigator.clipboard.readText()"), lambda text: "quality(" in text)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {})

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
 
 import pytest
+from browsing import Visitor
 
 pytest.importorskip("panel")
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 120_000
 STILL = "n=500&u=1&a.model=oracle-8gaussians&a.n_steps=12&b.model=oracle-8gaussians&b.solver=euler&b.n_steps=4"
 
 
-@pytest.fixture(scope="module")
-def address() -> str:
-    """Where `explorer serve`, started as a user starts it, says it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.search(r"http://localhost:\d+/", line):
-            yield found.group()
-            break
-    else:
-        pytest.fail("the server did not start:\n" + "".join(lines))
-    process.terminate()
-    assert process.wait(30) is not None
-
-
-class Visitor:
-    """One browser session; it notes what the console and the network should not have seen."""
-
-    def __init__(self, browser, address: str, state: str, width: int = 1440, height: int = 900):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
-        self.page.on("request", self._outside)
-        self.address = address
-        self.page.set_default_timeout(PATIENCE)
-        self.page.goto(f"{address}trajectory#trajectory?{state}")
-
-    def _outside(self, request) -> None:
-        if not request.url.startswith((self.address, "blob:", "data:")):
-            self.complaints.append(f"left the machine: {request.url}")
+class LabVisitor(Visitor):
+    def __init__(self, browser, address: str, state: str, **size):
+        super().__init__(browser, address, f"trajectory#trajectory?{state}", **size)
 
     def track(self, letter: str):
         return self.page.locator(f"article[data-track={letter}]")
@@ -83,15 +42,6 @@ class Visitor:
     def idle(self) -> None:
         self.page.locator("[data-act=cancel]").wait_for(state="hidden")
 
-    def poll(self, read, ready):
-        end = time.monotonic() + PATIENCE / 1000
-        while True:
-            now = read()
-            if ready(now):
-                return now
-            assert time.monotonic() < end, f"still {now!r}"
-            self.page.wait_for_timeout(40)
-
     def loop(self, letter: str, corners) -> None:
         """Draws a loop with the mouse; corners in shares of the square from its top left."""
         box = self.track(letter).locator("[data-part=square]").bounding_box()
@@ -102,17 +52,13 @@ class Visitor:
             self.page.mouse.move(x, y, steps=4)
         self.page.mouse.up()
 
-    def close(self) -> None:
-        self.context.close()
-        assert self.complaints == []
-
 
 @pytest.fixture
 def visit(browser, address):
     visitors = []
 
-    def open(state: str, **size) -> Visitor:
-        visitors.append(Visitor(browser, address, state, **size))
+    def open(state: str, **size) -> LabVisitor:
+        visitors.append(LabVisitor(browser, address, state, **size))
         return visitors[-1]
 
     yield open

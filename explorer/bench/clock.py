@@ -96,6 +96,11 @@ def waiter(device: torch.device) -> Work | None:
     return torch.cuda.synchronize if device.type == "cuda" else None
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """CPU time of this thread, which other processes do not disturb; wall time where the work is elsewhere."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
+
+
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
     """n threads for torch inside the block."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from explorer.bench.clock import Effort, installed, rounds, threads, waiter
+from explorer.bench.clock import Effort, clock_of, installed, rounds, threads, waiter
 from explorer.bench.overhead import SIGMA, Setting
 from explorer.bench.rows import Row
 from explorer.models.bundled import load
@@ -52,7 +51,7 @@ def recording(name: str, effort: Effort, device: torch.device) -> Row:
             return seeds.fresh().normal((2,), device=device)
 
         times, _ = rounds(
-            {"ours": ours, "limit": solve, "draw": draw}, effort, clock=_clock(device), wait=waiter(device)
+            {"ours": ours, "limit": solve, "draw": draw}, effort, clock=clock_of(device), wait=waiter(device)
         )
         drawing = times.pop("draw")  # `record` draws the noise, the bare solve was given it
         times["limit"] = [a + b for a, b in zip(times["limit"], drawing, strict=True)]
@@ -76,7 +75,7 @@ def running(name: str, effort: Effort, device: torch.device) -> Row:
             watch.result()
 
         work = {"ours": ours, "limit": lambda: sampler.sample(model, noise, cond)}
-        times, _ = rounds(work, effort, clock=_clock(device), wait=waiter(device))
+        times, _ = rounds(work, effort, clock=clock_of(device), wait=waiter(device))
     note = f"Heun, {n_steps} steps, {n} digits, RunningGeometry as observer; one thread."
     return Row.of(name, times, unit="ms", limit_is="the same run unwatched", target=1.1, note=note)
 
@@ -100,7 +99,7 @@ def dopri5(name: str, effort: Effort, device: torch.device) -> Row:
         work = {"ours": lambda: samplers["sample"].sample(s.flow, s.noise32), **found}
         if found:
             work["ours, one step size for the batch"] = lambda: samplers["batch"].sample(s.flow, s.noise32)
-        times, ends = rounds(work, effort, best_of=3, clock=_clock(device), wait=waiter(device))
+        times, ends = rounds(work, effort, best_of=3, clock=clock_of(device), wait=waiter(device))
     checks = {
         key: float((end - ends["ours"]).norm() / ends["ours"].norm()) for key, end in ends.items() if key != "ours"
     }
@@ -128,7 +127,3 @@ def exact_ot(name: str, effort: Effort) -> Row:
     times, _ = rounds({"ours": lambda: coupling.pair(noise, data), **found}, effort)
     note = f"n = {n} points of the plane, squared Euclidean cost; ours also pairs the points."
     return Row.of(name, times, unit="ms", limit_is="", absent=absent, note=note)
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    return time.thread_time if device.type == "cpu" else time.perf_counter

@@ -8,13 +8,12 @@ show what our default costs: a state in float64 is cast on the way into the netw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from explorer.bench.clock import Effort, Work, installed, rounds, threads, waiter
+from explorer.bench.clock import Effort, Work, clock_of, installed, rounds, threads, waiter
 from explorer.bench.rows import Row
 from explorer.models.base import Preconditioned
 from explorer.models.bundled import load
@@ -187,9 +186,8 @@ def _row(
 def _measured(
     name, work: dict[str, Work], nfe, effort: Effort, device, target, note, absent=(), best_of: int = 15
 ) -> Row:
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best_of = min(best_of, 3) if effort.quick else best_of
-    times, ends = rounds(work, effort, best_of=best_of, clock=clock, wait=waiter(device))
+    times, ends = rounds(work, effort, best_of=best_of, clock=clock_of(device), wait=waiter(device))
     times = {key: [seconds / nfe[key] for seconds in values] for key, values in times.items()}
     same = {peer: end for peer, end in ends.items() if peer in EQUAL and peer in times}
     checks = {peer: float((end - ends["ours"]).norm() / ends["ours"].norm()) for peer, end in same.items()}

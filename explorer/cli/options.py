@@ -19,6 +19,12 @@ Device = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per pass through the network. Does not change the result.")]
 Count = Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")]
+MetricName = Annotated[str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")]
+DataName = Annotated[
+    str | None,
+    typer.Option(help="What to compare with, a name or a file. Default: what the (first) model was made from."),
+]
+FeatureName = Annotated[str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")]
 SamplerFile = Annotated[
     Path | None,
     typer.Option(help="Take the sampler from a JSON file: what Sampler.to_json wrote, or eval --json printed."),

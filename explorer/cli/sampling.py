@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from explorer.cli.options import Batch, Count, Device, Json, Model, SamplerFile, device_named
+from explorer.cli.options import (
+    Batch,
+    Count,
+    DataName,
+    Device,
+    FeatureName,
+    Json,
+    MetricName,
+    Model,
+    SamplerFile,
+    device_named,
+)
 from explorer.cli.output import counted, emit, note, progress
 from explorer.errors import BadFile, BadValue
 
@@ -84,15 +95,9 @@ def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, s
 def eval_(
     model: Model,
     n: Count = 2000,
-    metric: Annotated[
-        str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="What to compare with, a name or a file. Default: what the model was made from.")
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
-    ] = None,
+    metric: MetricName = None,
+    data: DataName = None,
+    features: FeatureName = None,
     sampler_file: SamplerFile = None,
     batch: Batch = 256,
     device: Device = "auto",
@@ -261,15 +266,9 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B.json", help="The other one.")],
     n: Count = 2000,
     seed: Annotated[int | None, typer.Option(min=0, help="First seed, of both. Default: that of A.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Default: what suits the model. See explorer list metrics.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="What to compare with, a name or a file. Default: what model A was made from.")
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")
-    ] = None,
+    metric: MetricName = None,
+    data: DataName = None,
+    features: FeatureName = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,

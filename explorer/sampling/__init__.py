@@ -9,6 +9,7 @@ from explorer.sampling.samplers import (
     Sampler,
     device_of,
     labels_for,
+    labels_of,
     sample,
     sampler_from_dict,
     sampler_from_json,
@@ -49,6 +50,6 @@ __all__ = [
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
     "Heun", "Heun3", "IPNDM", "IPNDMv", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
     "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "ablation_sampler", "denoised_of",
-    "device_of", "grid", "labels_for", "noise_levels", "repeated", "restart_preset", "sample", "sampler_from_dict",
+    "device_of", "grid", "labels_for", "labels_of", "noise_levels", "repeated", "restart_preset", "sample", "sampler_from_dict",
     "sampler_from_json", "slope_of", "solve",
 ]  # fmt: skip

@@ -39,6 +39,11 @@ class Sampler(ABC):
         """Steps that an observer sees in one run."""
 
     @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn after the start."""
+        return False
+
+    @property
     def monotone(self) -> bool:
         """Whether the observed times only ever decrease."""
         return True

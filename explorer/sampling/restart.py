@@ -111,6 +111,10 @@ class RestartSampler(Sampler):
         return tuple(interval for interval in self.intervals if interval.n_repeats)
 
     @property
+    def stochastic(self):
+        return bool(self.active)
+
+    @property
     def monotone(self):
         return not self.active
 

@@ -36,6 +36,10 @@ class OdeSampler(Sampler):
     grid: TimeGrid
     path: Path | None = None
 
+    @property
+    def stochastic(self):
+        return self.solver.stochastic
+
     def path_on(self, model: Denoiser) -> Path:
         return self.path or model.path
 
@@ -99,6 +103,11 @@ def sampler_from_json(text: str) -> Sampler:
 
 
 Labels = Tensor | int | None | Literal["balanced"]
+
+
+def labels_of(label: int | None) -> Labels:
+    """The class knob as `labels`: None is every class in turn ("balanced"), -1 no class (None), else the one class."""
+    return "balanced" if label is None else None if label == -1 else label
 
 
 def labels_for(model: Denoiser, seeds: Seeds, labels: Labels = "balanced", device=None) -> Cond:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from explorer.apps import components, views
+from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.session import Session
 
-REDRAWS = {
-    "state": ("top", "knobs", "texts", "link", "selected"),
-    "job": ("job",),
-    "result": ("hero", "samples", "steps", "history", "texts"),
-    "ghost": ("ghost", "samples"),
-    "film": ("film",),
-}
 
-
-class SamplerLab:
+class SamplerLab(Lab):
     """Panes of one session, kept in step with its store.
 
     Args:
@@ -24,6 +17,14 @@ class SamplerLab:
         rail: entries of the left rail, [{"title", "href", "icon", "current"}].
         embedded: without rail and address, for a notebook's cell.
     """
+
+    redraws = {
+        "state": ("top", "knobs", "texts", "link", "selected"),
+        "job": ("job",),
+        "result": ("hero", "samples", "steps", "history", "texts"),
+        "ghost": ("ghost", "samples"),
+        "film": ("film",),
+    }
 
     def __init__(self, session: Session, rail: Iterable[dict] = (), embedded: bool = False):
         self.session = session
@@ -44,7 +45,7 @@ class SamplerLab:
             embedded=embedded,
             on_message=self.receive,
         )
-        self._verbs: dict[str, Callable[[dict], None]] = {
+        verbs: dict[str, Verb] = {
             "open": lambda m: session.run() if embedded else session.open(str(m["link"])),
             "set": lambda m: session.set(**{str(m["knob"]): m["value"]}),
             "preview": lambda m: session.preview(**{str(m["knob"]): m["value"]}),
@@ -63,22 +64,9 @@ class SamplerLab:
             "film": lambda m: session.show_film(int(m["index"])),
             "import": lambda m: session.from_json(str(m["text"])),
         }
-        self._redraw(set().union(*REDRAWS.values()) - {"link"})
-        session.param.watch(
-            lambda event: self._redraw({part for what in event.new["what"] for part in REDRAWS[what]}), "version"
-        )
+        self.follow(session, verbs)
 
-    def receive(self, message: dict) -> None:
-        self.session.heard()
-        verb = self._verbs.get(message.get("type"))
-        if verb is None:
-            return
-        try:
-            verb(message)
-        except Exception as error:  # a bug in a verb must not take the page down
-            self.session.fail(error)
-
-    def _redraw(self, what: set[str]) -> None:
+    def redraw(self, what: set[str]) -> None:
         session = self.session
         makers = {
             "top": (self.top, "data", views.top_data),
@@ -97,9 +85,6 @@ class SamplerLab:
         for part, (pane, name, make) in makers.items():  # what is cheap and what can be copied first
             if part in what:
                 pane.param.update(**{name: make(session)})
-
-    def __panel__(self):
-        return self.shell
 
 
 def page(session: Session, rail: Iterable[dict] = (), embedded: bool = False):

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from explorer.apps.components import trajectory as panes
+from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.trajectory import views
 from explorer.apps.trajectory.state import Trajectories
 
-REDRAWS = {
-    "tracks": ("stage", "frames", "top"),
-    "knobs": ("knobs", "texts"),
-    "state": ("top",),
-    "job": ("job",),
-    "results": ("frames", "curves", "side"),
-    "sight": ("stage", "side"),
-    "film": ("film",),
-    "view": ("link",),
-    "download": ("download",),
-}
 
-
-class TrajectoryLab:
+class TrajectoryLab(Lab):
     """Panes of one store, kept in step with it.
 
     Args:
@@ -29,6 +18,18 @@ class TrajectoryLab:
         rail: entries of the left rail, [{"title", "href", "icon", "current"}].
         embedded: without rail and address, for a notebook's cell.
     """
+
+    redraws = {
+        "tracks": ("stage", "frames", "top"),
+        "knobs": ("knobs", "texts"),
+        "state": ("top",),
+        "job": ("job",),
+        "results": ("frames", "curves", "side"),
+        "sight": ("stage", "side"),
+        "film": ("film",),
+        "view": ("link",),
+        "download": ("download",),
+    }
 
     def __init__(self, store: Trajectories, rail: Iterable[dict] = (), embedded: bool = False):
         self.store = store
@@ -52,7 +53,7 @@ class TrajectoryLab:
         )
         self._sent: dict[str, object] = {}  # which frames and scenes the browser holds
         self._downloads = 0
-        self._verbs: dict[str, Callable[[dict], None]] = {
+        verbs: dict[str, Verb] = {
             "open": lambda m: store.run() if embedded else store.open(str(m["link"])),
             "add": lambda m: store.add(),
             "duplicate": lambda m: store.duplicate(int(m["slot"])),
@@ -76,27 +77,14 @@ class TrajectoryLab:
             "dismiss": lambda m: store.dismiss(),
             "export": lambda m: store.export(str(m["what"]), str(m["form"]), str(m.get("theme", "light"))),
         }
-        self._redraw(set().union(*REDRAWS.values()) - {"link"})
-        store.param.watch(
-            lambda event: self._redraw({part for what in event.new["what"] for part in REDRAWS[what]}), "version"
-        )
+        self.follow(store, verbs)
 
     def _slot(self, message: dict) -> int:
         """The sampler a message is about; the knobs pane speaks of the one that is open."""
         slot = message.get("slot", self.store.active)
         return self.store.tracks[0].slot if slot is None else int(slot)
 
-    def receive(self, message: dict) -> None:
-        self.store.heard()
-        verb = self._verbs.get(message.get("type"))
-        if verb is None:
-            return
-        try:
-            verb(message)
-        except Exception as error:  # a bug in a verb must not take the page down
-            self.store.fail(error)
-
-    def _redraw(self, what: set[str]) -> None:
+    def redraw(self, what: set[str]) -> None:
         store = self.store
         makers = {
             "top": (self.top, "data", views.top_data),
@@ -140,9 +128,6 @@ class TrajectoryLab:
                     self._sent[name], blocks[name] = key, make()
         if blocks:
             self.stage.param.update(**blocks)
-
-    def __panel__(self):
-        return self.shell
 
 
 def page(store: Trajectories, rail: Iterable[dict] = (), embedded: bool = False):
