@@ -56,20 +56,24 @@ class GroupNorm(nn.GroupNorm):
 
 
 class PixelAttention(nn.Module):
-    """Residual self-attention among the pixels of a feature map; sqrt(1/2) times the identity at initialisation.
+    """Residual self-attention among the pixels of a feature map; `scale` times the identity at initialisation.
 
     Args:
         channels: C, a multiple of `head_dim` or smaller than it.
         head_dim: features per head.
-        groups: groups of the normalisation in front.
+        groups: groups of the normalisation in front, and its `eps`.
+        scale: factor on the sum of both branches.
     """
 
-    def __init__(self, channels: int, *, head_dim: int = 32, groups: int = 8):
+    def __init__(
+        self, channels: int, *, head_dim: int = 32, groups: int = 8, eps: float = 1e-5, scale: float = math.sqrt(0.5)
+    ):
         super().__init__()
         if channels > head_dim and channels % head_dim:
             raise BadValue(f"attention cannot split {channels} channels into heads of {head_dim}; use a multiple.")
         self.heads = max(1, channels // head_dim)
-        self.norm = GroupNorm(groups, channels)
+        self.scale = scale
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
@@ -80,4 +84,5 @@ class PixelAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).flatten(2)  # (B, 3C, L)
         q, k, v = qkv.view(B, 3, self.heads, C // self.heads, H * W).transpose(-2, -1).unbind(1)  # each (B, N, L, D)
         h = attend(q, k, v).transpose(-2, -1).reshape(B, C, H, W)
-        return (x + self.out(h)) * math.sqrt(0.5)
+        h = x + self.out(h)
+        return h if self.scale == 1.0 else h * self.scale
