@@ -24,6 +24,7 @@ class MLP(nn.Module):
     Attributes:
         config: the constructor's arguments as plain JSON.
         n_skips: 0, there is nothing for skip-tuning to scale.
+        feature_shape: of one sample's `features`.
     """
 
     n_skips = 0
@@ -34,6 +35,7 @@ class MLP(nn.Module):
         self.config = {"dim": dim, "width": width, "depth": depth, "n_classes": n_classes}
         self.shape = (dim,)
         self.n_classes = n_classes
+        self.feature_shape = (width,)
         self.embedding = Embedding(width, n_classes)
         self.stem = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
@@ -52,10 +54,14 @@ class MLP(nn.Module):
         Returns:
             (B, D).
         """
+        return self.out(self.features(x, noise, cond))
+
+    def features(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """What the last layer reads, (B, W); arguments as of `forward`."""
         if x.shape[1:] != self.shape:
             raise BadValue(f"this network reads points of shape {self.shape}, got {tuple(x.shape[1:])}.")
         emb = self.embedding(noise, cond)  # (B or 1, W)
         h = self.stem(x)
         for layer, film in zip(self.layers, self.films, strict=True):
             h = h + layer(F.silu(h + film(emb)))
-        return self.out(F.silu(h))
+        return F.silu(h)

@@ -83,6 +83,7 @@ class UNet(nn.Module):
         config: the constructor's arguments as plain JSON; `UNet(**net.config)` has the same layout.
         skip_names: one name per skip connection, numbered from the lowest resolution up, e.g. "2x2_block0".
         n_skips: their number; 0 < n_skips.
+        feature_shape: of one sample's `features`, (C, H, W).
     """
 
     memory_format = (
@@ -145,6 +146,7 @@ class UNet(nn.Module):
                 self.down.append(nn.Conv2d(n, widths[level + 1], 2, stride=2))
                 self.up.append(nn.ConvTranspose2d(widths[level + 1], n, 2, stride=2))
         self.middle = block(widths[-1], len(widths) - 1)
+        self.feature_shape = (widths[-1], heights[-1], width >> (len(widths) - 1))
         self.norm = GroupNorm(_groups(widths[0]), widths[0])
         self.out = nn.Conv2d(widths[0], n_colours, 3, padding=1)
         nn.init.zeros_(self.out.weight)
@@ -171,9 +173,26 @@ class UNet(nn.Module):
         Returns:
             (B, C, H, W).
         """
+        scales = self._scales(skip_scale, x)
+        h, emb, skips = self._encode(x, noise, cond)
+        i = 0
+        for level in reversed(range(len(self.decoder))):
+            for block in self.decoder[level]:
+                skip = skips.pop() if scales is None else skips.pop() * scales[i]
+                h = _run(block, torch.cat([h, skip], dim=1), emb)
+                i += 1
+            if level:
+                h = self.up[level - 1](h)
+        return self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+
+    def features(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """What the middle of the network makes of the image, (B, *feature_shape); arguments as of `forward`."""
+        return self._encode(x, noise, cond)[0]
+
+    def _encode(self, x: Tensor, noise: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Bottleneck, embedding of noise and class, skips from full resolution down."""
         if x.shape[1:] != self.shape:
             raise BadValue(f"this network reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
-        scales = self._scales(skip_scale, x)
         emb = self.embedding(noise, cond)
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -184,16 +203,7 @@ class UNet(nn.Module):
             for block in blocks:
                 h = _run(block, h, emb)
                 skips.append(h)
-        h = _run(self.middle, h, emb)
-        i = 0
-        for level in reversed(range(len(self.decoder))):
-            for block in self.decoder[level]:
-                skip = skips.pop() if scales is None else skips.pop() * scales[i]
-                h = _run(block, torch.cat([h, skip], dim=1), emb)
-                i += 1
-            if level:
-                h = self.up[level - 1](h)
-        return self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+        return _run(self.middle, h, emb), emb, skips
 
     def _scales(self, skip_scale: Tensor | Sequence[float] | None, x: Tensor) -> list[Tensor] | None:
         """One (1 or B, 1, 1, 1) tensor per skip, bottom to top."""
