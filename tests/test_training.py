@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from explorer.data import Batch, Dataset, Loader
-from explorer.errors import BadFile, BadValue, ExplorerError, NonFinite
+from explorer.errors import BadFile, BadValue, ExplorerError, NonFinite, UnknownName
 from explorer.training import (
     EmaPlan,
     Method,
@@ -359,3 +359,58 @@ def _worker(rank, folder):
     with open(f"{folder}/{rank}.json", "w") as stream:
         json.dump(weights(method).tolist(), stream)
     torch.distributed.destroy_process_group()
+
+
+def by_hand(kind, batch, steps):
+    """Textbook updates with lr 0.05, betas (0.8, 0.95), weight decay 0.1."""
+    method = Regression()
+    net, lr, (b1, b2), decay, eps = method.nets["net"], 0.05, (0.8, 0.95), 0.1, 1e-8
+    m = v = torch.zeros(4, dtype=torch.float64)
+    for t in range(1, steps + 1):
+        w = weights(method)
+        loss = (net(batch.x0) - batch.noise).square().mean()
+        g = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(method.parameters()))])
+        if kind == "adamw":
+            w = w - lr * decay * w
+        else:
+            g = g + decay * w
+        if kind == "sgd":
+            m = b1 * m + g if t > 1 else g
+            w = w - lr * m
+        else:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            mean, rms = m / (1 - b1**t), (v / (1 - b2**t)).sqrt() + eps
+            if kind == "radam":  # Liu et al. 2020, arXiv 1908.03265, Algorithm 2
+                rho_inf = 2 / (1 - b2) - 1
+                rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+                r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) if rho > 5 else 0
+                w = w - lr * mean * (r / rms if rho > 5 else 1)
+            else:
+                w = w - lr * mean / rms
+        nn.utils.vector_to_parameters(w, method.parameters())
+    return w
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "radam", "sgd"])
+def test_optimizers_follow_their_textbook_updates(kind):
+    method, optimizer = Regression(), OptimizerPlan(0.05, (0.8, 0.95), weight_decay=0.1, kind=kind)
+    run(method, Repeat(line()), Plan(12, optimizer=optimizer))
+    # float64; where eps enters the root differs between forms by 1e-8 relative.
+    assert torch.allclose(weights(method), by_hand(kind, line(), 12), rtol=1e-6)
+
+
+def test_runs_saved_before_optimizers_had_a_kind_resume_as_adamw(tmp_path):
+    method, data = noisy()
+    run(method, data, Plan(2, 16), tmp_path)
+    index = tmp_path / "checkpoint.json"
+    info = json.loads(index.read_text())
+    del info["plan"]["optimizer"]["kind"]
+    index.write_text(json.dumps(info))
+    with pytest.raises(BadValue, match="optimizer"):
+        run(*noisy(), Plan(3, 16, optimizer=OptimizerPlan(kind="radam")), tmp_path)
+    assert run(*noisy(), Plan(3, 16), tmp_path)[-1].step == 3
+
+
+def test_an_unknown_optimizer_lists_the_known_ones():
+    with pytest.raises(UnknownName, match="radam"):
+        OptimizerPlan(kind="radm")

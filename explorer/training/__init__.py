@@ -2,14 +2,18 @@
 
 from explorer.training.checkpoint import load_checkpoint, save_checkpoint, snapshots
 from explorer.training.ema import Ema, ema_, power_gamma
+from explorer.training.levels import LEVEL_CENTRES, LEVEL_EDGES, LevelLoss, level_history
 from explorer.training.log import read_log
 from explorer.training.loop import Tick, seeded, train
 from explorer.training.method import Method, Progress, Update
 from explorer.training.plan import EmaPlan, OptimizerPlan, Plan
 
 __all__ = [
+    "LEVEL_CENTRES",
+    "LEVEL_EDGES",
     "Ema",
     "EmaPlan",
+    "LevelLoss",
     "Method",
     "OptimizerPlan",
     "Plan",
@@ -17,6 +21,7 @@ __all__ = [
     "Tick",
     "Update",
     "ema_",
+    "level_history",
     "load_checkpoint",
     "power_gamma",
     "read_log",

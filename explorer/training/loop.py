@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from explorer.data.loader import mix
 from explorer.errors import BadValue, ExplorerError, NonFinite
 from explorer.training.checkpoint import load_checkpoint, save_checkpoint
 from explorer.training.ema import Ema
+from explorer.training.levels import LevelLoss, LevelSums
 from explorer.training.log import RunLog
 from explorer.training.method import Method, Progress, Update
 from explorer.training.plan import Plan
@@ -32,6 +34,8 @@ class Tick(NamedTuple):
         method: with the raw networks.
         emas: EMA name -> network name -> averaged network, e.g. `method.export(tick.emas["ema"])`.
         seconds: training time so far, resumed parts included.
+        levels: mean loss by noise level since the last tick, by the update's networks, e.g. `tick.levels["net"].mean`;
+            empty unless the method's updates carry `levels`.
     """
 
     step: int
@@ -41,6 +45,7 @@ class Tick(NamedTuple):
     method: Method
     emas: Mapping[str, nn.ModuleDict]
     seconds: float
+    levels: Mapping[str, LevelLoss] = MappingProxyType({})
 
 
 def train(method: Method, data: Iterable[Any], plan: Plan, run_dir: Path | str | None = None) -> Iterator[Tick]:
@@ -91,10 +96,13 @@ def train(method: Method, data: Iterable[Any], plan: Plan, run_dir: Path | str |
             ticked = run.step
             logs = run.take_logs()
             at = run.step, run.n_images, fraction()
-            tick = Tick(*at, logs, method, run.averages, run.seconds)
+            tick = Tick(*at, logs, method, run.averages, run.seconds, run.levels.take())
             if run_dir is not None and _rank() == 0 and tick.step > resumed:
                 spent = round(tick.seconds, 3)
-                log.write({"step": tick.step, "n_images": tick.n_images, "seconds": spent, **tick.logs})
+                row = {"step": tick.step, "n_images": tick.n_images, "seconds": spent, **tick.logs}
+                if tick.levels:
+                    row["levels"] = {name: levels.to_dict() for name, levels in tick.levels.items()}
+                log.write(row)
             paused = time.monotonic()
             yield tick
             started += time.monotonic() - paused  # the caller's evaluation is not training time
@@ -126,17 +134,14 @@ class _Run:
         self.method, self.plan = method, plan
         self.params = {name: [p for p in net.parameters() if p.requires_grad] for name, net in method.nets.items()}
         self.device = next((p.device for ps in self.params.values() for p in ps), torch.device("cpu"))
-        self.optimizers = {
-            name: torch.optim.AdamW(ps, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
-            for name, ps in self.params.items()
-            for o in [plan.optimizer_of(name)]
-        }
+        self.optimizers = {name: plan.optimizer_of(name).build(ps) for name, ps in self.params.items()}
         self.emas = {ema.name: Ema(ema, method.nets) for ema in plan.emas}
         self.step = self.n_images = 0
         self.seconds = 0.0
         self.skips = dict.fromkeys(method.nets, 0)
         self._sums: dict[str, Any] = {}
         self._skipped = 0
+        self.levels = LevelSums()
         self.take_logs()
 
     @property
@@ -193,6 +198,8 @@ class _Run:
             total = loss if total is None else total + loss
             for name, value in update.logs.items():
                 self.log(name, value)
+            if update.levels is not None:
+                self.levels.add("+".join(on), *update.levels)
         return None if first is None else (first, total)
 
     def _precision(self) -> contextlib.AbstractContextManager:
@@ -266,7 +273,7 @@ class _Run:
     def restore(self, info: Mapping[str, Any], weights: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> None:
         theirs, ours = info["plan"], json.loads(json.dumps(self.plan.to_dict()))
         for key in ("batch_size", "accumulate", "optimizer", "optimizers", "emas", "seed"):
-            if theirs.get(key) != ours[key]:
+            if not _same(theirs.get(key), ours[key]):
                 raise BadValue(
                     f"the run to resume was started with {key}={theirs.get(key)!r}, not {ours[key]!r}; "
                     "use the same plan or another folder."
@@ -282,6 +289,18 @@ class _Run:
             optimizer.load_state_dict(optimizers[name])
         self.step, self.n_images, self.seconds = info["step"], info["n_images"], info["seconds"]
         self.skips = dict(info["skips"])
+
+
+def _same(saved: Any, now: Any) -> bool:
+    """Whether two settings agree; a field that the saved one has not heard of must have its default, AdamW."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        keys = saved.keys() | now.keys()
+        return all(_same(saved.get(k, NEW.get(k)), now.get(k)) for k in keys)
+    return saved == now
+
+
+NEW = {"kind": "adamw"}
+"""Fields added to plans since runs were first saved, with the value that those runs had."""
 
 
 def _from(data: Iterable[Any], i: int) -> Iterable[Any]:

@@ -19,11 +19,17 @@ class Update(NamedTuple):
         on: names in `Method.nets` whose optimizers step.
         loss: scalar, mean over the (micro-)batch.
         logs: further scalars to average and log, detached by the loop.
+        levels: (sigma (B,), loss (B,)): noise level of each sample and its part of `loss` before the mean. The loop
+            averages them on a fixed grid of log sigma (`explorer.training.levels`), puts them on the tick and in the
+            log, and names the level when a loss is not finite. Bare sigma = sigma_t / alpha_t, so t / (1 - t) on the
+            linear path and tan t on the trigonometric one; 0 and infinity are allowed. Costs nothing per step: pass
+            the tensors as they are, on any device, attached or not.
     """
 
     on: tuple[str, ...]
     loss: Tensor
     logs: Mapping[str, Tensor] = MappingProxyType({})
+    levels: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

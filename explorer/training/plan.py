@@ -8,17 +8,24 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from explorer.errors import BadValue
+import torch
+from torch import nn
+
+from explorer.errors import BadValue, UnknownName
 from explorer.training.method import Progress
+
+KINDS = ("adamw", "adam", "radam", "sgd")
 
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """Adam or AdamW with a learning rate that is a function of progress.
+    """An optimizer with a learning rate that is a function of progress.
 
     Args:
         lr: peak learning rate.
-        betas, eps, weight_decay: as in torch; `weight_decay` is decoupled (AdamW).
+        kind: as torch names them; "sgd" takes its momentum from `betas[0]`.
+        betas, eps: of the Adam family.
+        weight_decay: decoupled from the gradient with "adamw", added to it as 2-norm penalty with the others.
         warmup_images: linear rise from 0 over this many images.
         decay: shape of the fall over the whole run, from 1 to `final`; "inverse_sqrt" is instead
             1/sqrt(max(n_images / decay_images, 1)).
@@ -36,14 +43,27 @@ class OptimizerPlan:
     final: float = 0.0
     decay_images: int = 0
     clip: float | None = None
+    kind: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UnknownName("optimizer", self.kind, KINDS)
         if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
             raise BadValue(f"lr and clip must be positive; got lr={self.lr}, clip={self.clip}.")
         if self.decay not in ("none", "cosine", "linear", "inverse_sqrt"):
             raise BadValue(f"decay is {self.decay!r}; use 'none', 'cosine', 'linear' or 'inverse_sqrt'.")
         if self.decay == "inverse_sqrt" and self.decay_images < 1:
             raise BadValue("inverse_sqrt decay needs decay_images >= 1.")
+
+    def build(self, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimizer of these parameters; one fused kernel per step where torch has one."""
+        common = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.kind == "sgd":
+            return torch.optim.SGD(params, momentum=self.betas[0], fused=True, **common)
+        common |= {"betas": self.betas, "eps": self.eps}
+        if self.kind == "radam":
+            return torch.optim.RAdam(params, foreach=True, **common)
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.kind](params, fused=True, **common)
 
     def rate(self, progress: Progress, n_after: int | None = None) -> float:
         """Learning rate of a step; `n_after` counts the images with that step, so that warm-up does not begin at 0."""
