@@ -19,18 +19,20 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "explorer.errors": ("BadFile", "BadValue", "ExplorerError", "MissingExtra", "NonFinite", "UnknownName"),
     "explorer.process": (
-        "EDM", "VP", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition", "Linear", "Trig",
-        "TrigFlowPrecondition", "VPrecondition",
+        "EDM", "VP", "ConsistencyPrecondition", "CosineVP", "EDMPrecondition", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition",
+        "Linear", "Trig", "TrigFlowPrecondition", "VPrecondition",
     ),
     "explorer.process.couplings": ("ByClass", "ExactOT", "Independent", "PartialOT", "Sinkhorn", "UnbalancedOT"),
     "explorer.nets": ("MLP", "UNet"),
-    "explorer.models": ("Denoiser", "Guided", "Oracle", "Preconditioned", "SkipTuned", "as_denoiser"),
+    "explorer.models": (
+        "ConsistencyModel", "Denoiser", "FlowMap", "Guided", "Oracle", "Preconditioned", "SkipTuned", "as_denoiser", "as_flow_map",
+    ),
     "explorer.models.bundled": ("load", "save_model"),
     "explorer.data": ("load_dataset",),
     "explorer.sampling": (
         "DDIM", "DEIS", "IPNDM", "RK4", "AdamsBashforth", "Alpha2", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M", "DPMpp2MSDE",
-        "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Midpoint", "OdeSampler",
-        "Seeds", "TimeGrid", "UniPC", "sample", "sampler_from_json", "solve",
+        "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Jump", "Midpoint",
+        "OdeSampler", "Seeds", "TimeGrid", "UniPC", "sample", "sampler_from_json", "solve",
     ),
     "explorer.metrics": ("Estimate", "Frechet", "Reference", "verdict"),
     "explorer.trajectory": (

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import param
 
 from explorer.errors import BadFile, BadValue, UnknownName
-from explorer.models.base import Denoiser
+from explorer.models.base import FlowMap, Model
+from explorer.models.flow_maps import ConsistencyModel
 from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
 from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid, labels_of
 from explorer.sampling.grids import WARPED
@@ -102,7 +103,8 @@ class SamplerKnobs(param.Parameterized):
         objects=list(SOLVERS),
         doc="How one step is taken. Euler, DDIM and the multistep methods (ab, 2m, 3m, unipc, deis, ipndm) spend one network call per "
         "step, heun, midpoint, alpha2 and the two-stage methods (2s, dpm-solver-2, dpmpp-sde) two, third-order single steps three, "
-        "rk4 four; names with sde add fresh noise. Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364.",
+        "rk4 four; names with sde add fresh noise; jump is how consistency models and one-step generators are sampled. "
+        "Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364.",
     )
     n_steps = param.Integer(
         default=9,
@@ -249,38 +251,45 @@ class SamplerKnobs(param.Parameterized):
         super().__setattr__(name, _checked(name, value) if name in names() else value)
 
     @classmethod
-    def for_model(cls, model: Denoiser, **values) -> SamplerKnobs:
+    def for_model(cls, model: Model, **values) -> SamplerKnobs:
         """Knobs whose noise range is the one the model was made for; `values` override."""
         return cls(**{**cls.defaults(model), **values})
 
     @classmethod
-    def defaults(cls, model: Denoiser | None = None) -> dict[str, Any]:
-        """Default of every knob; with a model, sigma_min and sigma_max are the ends of its own range."""
+    def defaults(cls, model: Model | None = None) -> dict[str, Any]:
+        """Default of every knob; with a model, what its makers suggest, and else sigma_min and sigma_max are the ends of its range."""
         out = {name: cls.param[name].default for name in names()}
         if model is not None:
             low, high = model.sigma_range
             out["sigma_min"] = _clip("sigma_min", low)
             out["sigma_max"] = _clip("sigma_max", high)
+            if isinstance(model, FlowMap):
+                out |= {"solver": "jump", "n_steps": 1}
+            out |= {name: _checked(name, value) for name, value in model.suggested.items() if name in out}
         return out
 
-    def inapplicable(self, model: Denoiser) -> dict[str, str]:
+    def inapplicable(self, model: Model) -> dict[str, str]:
         """Reason, per knob, why it cannot act on this model with the present solver and grid; empty when all can."""
         out = {}
         used = used_by(self.solver)
         out |= {knob: _without(knob, self.solver) for knob in OF_SOLVER if knob not in used}
+        if isinstance(model, FlowMap):
+            out["solver"] = f"{_said(model)} jumps along its paths and solves no equation: only jump applies."
         if self.grid not in WARPED:
             out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
         if model.n_classes == 0:
-            out |= dict.fromkeys((*GUIDANCE, "label"), f"{model.name or 'This model'} has no classes.")
+            out |= dict.fromkeys((*GUIDANCE, "label"), f"{_said(model)} has no classes.")
+        elif isinstance(model, FlowMap):
+            out |= dict.fromkeys(GUIDANCE, f"{_said(model)} is a flow map; guidance mixes denoisers.")
         elif self.guidance == 1:
             out |= dict.fromkeys(GUIDANCE[1:], "Guidance is off (weight 1).")
         if model.n_skips == 0:
-            out |= dict.fromkeys(SKIPS, f"{model.name or 'This model'} has no skip connections.")
+            out |= dict.fromkeys(SKIPS, f"{_said(model)} has no skip connections.")
         elif self.skip_bank is not None:
             out |= dict.fromkeys(("rho_bottom", "rho_top"), "The bank below sets each block; reset it to use this.")
         return out
 
-    def fitted(self, model: Denoiser) -> tuple[SamplerKnobs, list[str]]:
+    def fitted(self, model: Model) -> tuple[SamplerKnobs, list[str]]:
         """Copy that can run on `model`, and one sentence for each knob that had to go back to its default."""
         values, notes = self.to_dict(), []
         if model.n_classes == 0 and (self.guidance != 1 or self.label not in (None, -1)):
@@ -289,6 +298,14 @@ class SamplerKnobs(param.Parameterized):
         elif self.label is not None and self.label >= model.n_classes:
             values["label"] = None
             notes.append(f"Class {self.label} does not exist in {model.name}: drawing every class in turn.")
+        if isinstance(model, FlowMap):
+            if self.solver != "jump":
+                own = self.defaults(model)
+                values |= {name: own[name] for name in ("solver", "n_steps", "sigma_min")}
+                notes.append(f"{_said(model)} jumps to the data: its own sampler takes the solver's place.")
+            if self.guidance != 1:
+                values["guidance"] = 1.0
+                notes.append(f"Guidance is off: {_said(model)} is a flow map.")
         if model.n_skips == 0 and self.skip_scales(2) is not None:
             values |= {"rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
             notes.append(f"Skip-tuning is off: {model.name} has no skip connections.")
@@ -297,10 +314,19 @@ class SamplerKnobs(param.Parameterized):
             notes.append(f"The skip bank is reset: {model.name} has {model.n_skips} skip connections.")
         return type(self)(**values), notes
 
-    def check(self, model: Denoiser) -> None:
+    def check(self, model: Model) -> None:
         """Raises BadValue, in one sentence, where the values contradict each other or the model."""
         if self.sigma_min >= self.sigma_max:
             raise BadValue(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g}).")
+        if isinstance(model, FlowMap):
+            if self.solver != "jump":
+                raise BadValue(
+                    f"{_said(model)} is a flow map and has no ODE for {self.solver} to solve: choose the solver jump."
+                )
+            if self.guidance != 1:
+                raise BadValue(
+                    f"guidance {self.guidance:g} mixes denoisers, and {_said(model)} is a flow map: set it to 1."
+                )
         known = getattr(SOLVERS[self.solver], "variants", ())
         if known and self.variant not in ("default", *known):
             raise BadValue(f"{self.solver} has no variant {self.variant}: choose {', '.join(known)}, or default.")
@@ -308,25 +334,24 @@ class SamplerKnobs(param.Parameterized):
             raise BadValue(f"s_min ({self.s_min:g}) must not be above s_max ({self.s_max:g}).")
         if self.guidance != 1 and model.n_classes == 0:
             raise BadValue(
-                f"guidance {self.guidance:g} needs a class-conditional model, and {model.name or 'this model'} has no "
+                f"guidance {self.guidance:g} needs a class-conditional model, and {_said(model)} has no "
                 "classes: set guidance to 1 or choose a conditional model."
             )
         if self.guidance != 1 and self.guidance_lo >= self.guidance_hi:
             raise BadValue(f"guidance_lo ({self.guidance_lo:g}) must be below guidance_hi ({self.guidance_hi:g}).")
         if self.label is not None and self.label >= 0 and self.label >= model.n_classes:
             has = f"classes 0 to {model.n_classes - 1}" if model.n_classes else "no classes"
-            raise BadValue(f"class {self.label} cannot be drawn: {model.name or 'this model'} has {has}.")
+            raise BadValue(f"class {self.label} cannot be drawn: {_said(model)} has {has}.")
         if self.label == -1 and self.guidance != 1:
             raise BadValue(f"guidance {self.guidance:g} needs a class to follow: choose one, or every class in turn.")
         if self.skip_scales(2) is not None and model.n_skips == 0:
             raise BadValue(
-                f"skip-tuning needs a network with skip connections, and {model.name or 'this model'} has none: "
+                f"skip-tuning needs a network with skip connections, and {_said(model)} has none: "
                 "set rho_bottom and rho_top to 1 or choose a U-Net."
             )
         if self.skip_bank is not None and len(self.skip_bank) != model.n_skips:
             raise BadValue(
-                f"skip_bank has {len(self.skip_bank)} factors, {model.name or 'this model'} has {model.n_skips} "
-                "skip connections."
+                f"skip_bank has {len(self.skip_bank)} factors, {_said(model)} has {model.n_skips} skip connections."
             )
 
     def skip_scales(self, n_skips: int) -> list[float] | None:
@@ -335,7 +360,7 @@ class SamplerKnobs(param.Parameterized):
         scales = line if self.skip_bank is None else [float(s) for s in self.skip_bank]
         return None if all(s == 1 for s in scales) else scales
 
-    def build(self, model: Denoiser) -> tuple[Denoiser, Sampler]:
+    def build(self, model: Model) -> tuple[Model, Sampler]:
         """The model with skip-tuning, then guidance, around it, and the sampler these knobs describe.
 
         Raises:
@@ -344,7 +369,9 @@ class SamplerKnobs(param.Parameterized):
         self.check(model)
         scales = self.skip_scales(model.n_skips)
         if scales is not None:
-            model = SkipTuned(model, scales)
+            inner = model.inner if isinstance(model, ConsistencyModel) else model
+            tuned = SkipTuned(inner, scales)
+            model = tuned if inner is model else ConsistencyModel(tuned, name=model.name)
         if self.guidance != 1:
             model = Guided(model, self.guidance, interval=self._interval())
         return model, OdeSampler(self._solver(), self._grid())
@@ -398,7 +425,7 @@ class SamplerKnobs(param.Parameterized):
         """Knobs that differ from `other` (a dict as `to_dict` or `defaults` gives)."""
         return {name: value for name, value in self.to_dict().items() if value != other.get(name)}
 
-    def describe(self, model: Denoiser | None = None) -> str:
+    def describe(self, model: Model | None = None) -> str:
         """Short name of this setting for a history row, e.g. "heun 9 · ρ 5 · w 2"."""
         base = self.defaults(model)
         active = self.active()
@@ -416,7 +443,7 @@ class SamplerKnobs(param.Parameterized):
             parts.append("skip bank")
         return " · ".join(parts).replace("weight w", "w")
 
-    def controls(self, model: Denoiser) -> list[Control]:
+    def controls(self, model: Model) -> list[Control]:
         """Every knob but the seed as a `Control`, in the order of GROUPS."""
         reasons, defaults, out = self.inapplicable(model), self.defaults(model), []
         for group, members in GROUPS.items():
@@ -499,6 +526,10 @@ def used_by(solver: str) -> dict[str, str]:
     """Knobs of OF_SOLVER that act with this solver, each with the solver's field it sets."""
     every = {FIELD_KNOBS.get(f.name, f.name): f.name for f in fields(SOLVERS[solver])}
     return {knob: field for knob, field in every.items() if knob in OF_SOLVER}
+
+
+def _said(model: Model) -> str:
+    return model.name or "This model"
 
 
 def _without(knob: str, solver: str) -> str:

@@ -95,7 +95,7 @@ VARIED = [
     DPMpp3MSDE(0.0, 1.0, "released"),
     DPMppSDE(0.0, r=0.3),
 ]
-DETERMINISTIC = [*(quiet(cls()) for cls in SOLVERS.values()), *VARIED]
+DETERMINISTIC = [*(quiet(cls()) for cls in SOLVERS.values() if cls.order), *VARIED]
 STOCHASTIC = [
     DPMpp1SDE(),
     DPMppSDE(),

@@ -1,16 +1,21 @@
 """A network made to mean something: denoisers, exact oracles, and wrappers that take and give the same interface."""
 
-from explorer.models.base import Cond, Denoiser, Oracle, Preconditioned, as_denoiser
+from explorer.models.base import Cond, Denoiser, FlowMap, Model, Oracle, Preconditioned, as_denoiser
+from explorer.models.flow_maps import ConsistencyModel, as_flow_map
 from explorer.models.wrappers import Guided, Moved, SkipTuned, skip_schedule
 
 __all__ = [
     "Cond",
+    "ConsistencyModel",
     "Denoiser",
+    "FlowMap",
     "Guided",
+    "Model",
     "Moved",
     "Oracle",
     "Preconditioned",
     "SkipTuned",
     "as_denoiser",
+    "as_flow_map",
     "skip_schedule",
 ]

@@ -1,4 +1,4 @@
-"""A network made to mean something: the Denoiser interface and its final forms.
+"""A network made to mean something: the interfaces of denoisers and flow maps, and the final forms of the former.
 
 Time is the model's own path's; `t` is a number (the inner loop of a solver: one fused affine map with cached Python-float coefficients,
 state in the solver's dtype, network in its own) or a tensor (B,) (training, arbitrary queries).
@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ Cond = Tensor | None
 """Class labels (B,) int64; -1 stands for no class. None: no class for the whole batch."""
 
 
-class Denoiser(nn.Module, ABC):
-    """What can be asked of a model of the data along a path: denoised data, noise, velocity, score.
+class Model(nn.Module, ABC):
+    """What denoisers and flow maps have in common: a path, a shape, a range of times, and a count of network evaluations.
 
     Attributes:
         path: the path whose states x_t the model takes.
@@ -35,6 +37,7 @@ class Denoiser(nn.Module, ABC):
         t_range: (lowest, highest) time at which it was trained or is defined, in its own path's time.
         name: for captions and records.
         n_skips: skip connections that can be scaled (see `SkipTuned`); 0 when there are none.
+        suggested: sampler knobs that its makers recommend, from its card; see `SamplerKnobs.defaults`.
     """
 
     path: Path
@@ -43,28 +46,47 @@ class Denoiser(nn.Module, ABC):
     t_range: tuple[float, float]
     name: str = ""
     n_skips: int = 0
+    suggested: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self):
         super().__init__()
         self._calls = [0]  # a list: assigning an attribute of a Module costs microseconds in the inner loop
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Time, cond: Cond = None) -> tuple[Tensor, Kind]:
-        """The model's native prediction at (x_t, t), of x_t's shape and dtype, and which kind it is."""
+    def denoise(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
+        """The model's answer in data space at (x_t, t): a denoiser's mean E[x0 | x_t], a flow map's end of the path, (B, *shape)."""
+
+    @abstractmethod
+    def on(self, path: Path) -> Model:
+        """The same marginals seen on another path."""
 
     @property
     def n_calls(self) -> int:
         """Network evaluations since construction or `reset_calls`, a whole batch counted once; everything wrapped is included."""
-        return sum(m._calls[0] for m in self.modules() if isinstance(m, Denoiser))
+        return sum(m._calls[0] for m in self.modules() if isinstance(m, Model))
 
     def reset_calls(self) -> None:
         for module in self.modules():
-            if isinstance(module, Denoiser):
+            if isinstance(module, Model):
                 module._calls[0] = 0
 
     def calls_at(self, t: float) -> int:
         """Network evaluations that one prediction at this time costs (2 under guidance, say)."""
         return 1
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """`t_range` in EDM's sigma, the coordinate all models share."""
+        low, high = self.t_range
+        return self.path.ratio_at(low), self.path.ratio_at(high)
+
+
+class Denoiser(Model):
+    """What can be asked of a model of the data along a path: denoised data, noise, velocity, score."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Time, cond: Cond = None) -> tuple[Tensor, Kind]:
+        """The model's native prediction at (x_t, t), of x_t's shape and dtype, and which kind it is."""
 
     def denoise(self, x_t: Tensor, t: Time, cond: Cond = None) -> Tensor:
         """E[x0 | x_t], (B, *shape)."""
@@ -88,18 +110,29 @@ class Denoiser(nn.Module, ABC):
 
         return self if path == self.path else Moved(self, path)
 
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """`t_range` in EDM's sigma, the coordinate all models share."""
-        low, high = self.t_range
-        return self.path.ratio_at(low), self.path.ratio_at(high)
-
     def _as(self, kind: Kind, x_t: Tensor, t: Time, cond: Cond) -> Tensor:
         pred, native = self.predict(x_t, t, cond)
         if native == kind:
             return pred
         a, b = self.path.convert(native, kind, t)
         return affine(a, x_t, b, pred)
+
+
+class FlowMap(Model):
+    """What jumps along the paths of a probability-flow ODE: (x_t, t) to the state at another time r of the same path.
+
+    Attributes:
+        to_data: the map was made for jumps to r = 0 only (consistency models, one-step generators).
+    """
+
+    to_data: bool = False
+
+    @abstractmethod
+    def jump(self, x_t: Tensor, t: Time, r: Time, cond: Cond = None) -> Tensor:
+        """x_r, (B, *shape) in x_t's dtype; `jump(x, t, t)` is x. t and r are numbers or (B,), 0 <= r <= t."""
+
+    def denoise(self, x_t, t, cond=None):
+        return self.jump(x_t, t, 0.0, cond)
 
 
 def affine(a: Time, x: Tensor, b: Time, y: Tensor) -> Tensor:

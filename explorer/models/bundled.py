@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from explorer.errors import BadFile, BadValue, UnknownName
-from explorer.models.base import Denoiser, Oracle, Preconditioned
+from explorer.models.base import Model, Oracle, Preconditioned
+from explorer.models.flow_maps import ConsistencyModel
 from explorer.nets.features import FeatureNet
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import UNet
@@ -37,6 +38,7 @@ BUILDABLE: dict[str, dict[str, type]] = {
         c.__name__: c
         for c in (
             precondition.EDMPrecondition,
+            precondition.ConsistencyPrecondition,
             precondition.FlowPrecondition,
             precondition.VPrecondition,
             precondition.TrigFlowPrecondition,
@@ -48,11 +50,11 @@ BUILDABLE: dict[str, dict[str, type]] = {
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-KINDS = ("denoiser", "classifier", "oracle")
+KINDS = ("denoiser", "consistency", "classifier", "oracle")
 
 
 def names(kind: str | None = None) -> tuple[str, ...]:
-    """Names of the bundled models, optionally of one kind: "denoiser" (trained), "oracle" (exact) or "classifier"."""
+    """Names of the bundled models, optionally of one kind: "denoiser" or "consistency" (trained), "oracle" (exact), "classifier"."""
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind of model", kind, KINDS)
     found = sorted({file.stem for folder in _folders() for file in folder.glob("*.json")})
@@ -78,11 +80,12 @@ def card(name: str | Path) -> dict[str, Any]:
     return content
 
 
-def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
     """A model by name ("digits", "oracle-8gaussians", ...) or from a user's file ending in .safetensors.
 
     Returns:
-        a fresh `Denoiser` in evaluation mode, weights frozen: a trained one (`Preconditioned`) or an exact one (`Oracle`).
+        a fresh model in evaluation mode, weights frozen: a trained denoiser (`Preconditioned`), an exact one (`Oracle`), or a
+            trained flow map (`ConsistencyModel`).
     Raises:
         UnknownName: no such model; BadFile: truncated, tampered with, or not matching its card.
     """
@@ -91,7 +94,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         raise BadValue(f"{file.stem!r} is a classifier, not a model to sample from; use load_features.")
     tensors = _tensors(file, about)
     if about["kind"] == "oracle":
-        model: Denoiser = _oracle(about, tensors, file)
+        model: Model = _oracle(about, tensors, file)
     else:
         path = _build("path", about, file)
         try:
@@ -107,6 +110,9 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
             )
         except (TypeError, ValueError) as error:
             raise _mismatch(file, error) from None
+        if about["kind"] == "consistency":
+            model = ConsistencyModel(model)
+    model.suggested = _suggested(about, file)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -125,7 +131,7 @@ def load_features(name: str | Path, device: torch.device | str = "cpu") -> Featu
     return net.to(device).eval().requires_grad_(False)
 
 
-def save_model(folder: str | Path, name: str, model: Denoiser | FeatureNet, card: Mapping[str, Any]) -> Path:
+def save_model(folder: str | Path, name: str, model: Model | FeatureNet, card: Mapping[str, Any]) -> Path:
     """Write NAME.safetensors and NAME.json, each atomically, and return the path of the former.
 
     What can be read off the model (classes, arguments, shape, range) and the circumstances (date, versions, hash) are
@@ -205,6 +211,13 @@ def _tensors(file: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
         raise BadFile(f"{file.name} is not in safetensors format: {error}.") from None
 
 
+def _suggested(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    values = about.get("knobs", {})
+    if not isinstance(values, dict) or not all(isinstance(v, str | int | float) for v in values.values()):
+        raise BadFile(f"the card of {file.stem!r} must give 'knobs' as names with plain values.")
+    return dict(values)
+
+
 def _entry(about: Mapping[str, Any], key: str, file: Path) -> Any:
     if key not in about:
         raise BadFile(f"the card of {file.stem!r} lacks {key!r}.")
@@ -272,9 +285,13 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(model, FeatureNet):
         entries = {"kind": "classifier", "net": _part("net", model), "shape": list(model.shape)}
         return {**entries, "n_classes": model.n_classes, "n_features": model.n_features}, _plain(model.state_dict())
+    kind = "denoiser"
+    if isinstance(model, ConsistencyModel):
+        kind, model = "consistency", model.inner
     if not isinstance(model, Preconditioned | Oracle):
         raise BadValue(
-            f"cannot save a {type(model).__name__}: expected a Preconditioned model, an Oracle or a FeatureNet."
+            f"cannot save a {type(model).__name__}: expected a Preconditioned model, a ConsistencyModel around one, an Oracle or a "
+            "FeatureNet."
         )
     sigma_range = [s for s in model.sigma_range if math.isfinite(s)]
     if len(sigma_range) != 2:
@@ -289,7 +306,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         mixture = {k: v for k, v in model.mixture.state_dict().items() if v is not None}
         mixture["means"] = mixture["means"].reshape(-1, *model.shape)
         return {"kind": "oracle", **common}, {k: _narrowest(v.detach().cpu().contiguous()) for k, v in mixture.items()}
-    described = {"kind": "denoiser", "net": _part("net", model.net), **common}
+    described = {"kind": kind, "net": _part("net", model.net), **common}
     return {**described, "precondition": _part("precondition", model.precondition)}, _plain(model.net.state_dict())
 
 

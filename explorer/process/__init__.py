@@ -5,6 +5,7 @@ from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, KINDS, PATHS, VE, VP, CosineVP, Factored, Kind, Linear, Path, Trig
 from explorer.process.precondition import (
     PRECONDITIONS,
+    ConsistencyPrecondition,
     EDMPrecondition,
     FlowPrecondition,
     IDDPMPrecondition,
@@ -12,10 +13,11 @@ from explorer.process.precondition import (
     TrigFlowPrecondition,
     VPrecondition,
 )
-from explorer.process.times import LogitNormal, LogNormal, LogUniform, TimeDistribution, Uniform, UShaped
+from explorer.process.times import KarrasUniform, LogitNormal, LogNormal, LogUniform, TimeDistribution, Uniform, UShaped
 
 __all__ = [
-    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VE", "VP", "CosineVP", "EDMPrecondition", "Factored", "FlowPrecondition", "GaussianMixture",
-    "IDDPMPrecondition", "Kind", "Linear", "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution",
-    "Trig", "TrigFlowPrecondition", "UShaped", "Uniform", "VPrecondition", "like",
+    "EDM", "KINDS", "PATHS", "PRECONDITIONS", "VE", "VP", "ConsistencyPrecondition", "CosineVP", "EDMPrecondition",
+    "Factored", "FlowPrecondition", "GaussianMixture", "IDDPMPrecondition", "KarrasUniform", "Kind", "Linear",
+    "LogNormal", "LogUniform", "LogitNormal", "Path", "Precondition", "TimeDistribution", "Trig",
+    "TrigFlowPrecondition", "UShaped", "Uniform", "VPrecondition", "like",
 ]  # fmt: skip

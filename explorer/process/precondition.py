@@ -60,6 +60,25 @@ class EDMPrecondition(Precondition):
 
 
 @dataclass(frozen=True)
+class ConsistencyPrecondition(Precondition):
+    """EDM's, moved so that the result is exactly x at sigma_min: the boundary condition of consistency models.
+
+    c_skip = sd^2 / ((sigma - sigma_min)^2 + sd^2), c_out = sd (sigma - sigma_min) / sqrt(sigma^2 + sd^2); c_in and c_noise as in EDM.
+    Source: Song et al. 2023, arXiv 2303.01469, Appendix C.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    kind = "x0"
+
+    def coefficients(self, t, path):
+        sigma, alpha, sd = path.ratio(t), path.alpha(t), self.sigma_data
+        above, total = sigma - self.sigma_min, sigma**2 + sd**2
+        c_skip = sd**2 / (above**2 + sd**2) / alpha
+        return c_skip, sd * above / total.sqrt(), 1 / total.sqrt() / alpha, sigma.log() / 4
+
+
+@dataclass(frozen=True)
 class FlowPrecondition(Precondition):
     """F is the velocity itself; the network sees `time_scale` t. Liu et al. 2022 feed 999 t on images, 1 on toys."""
 
@@ -131,5 +150,10 @@ def _iddpm_levels(n: int, c1: float, c2: float) -> Tensor:
 
 
 PRECONDITIONS: dict[str, type[Precondition]] = {
-    "edm": EDMPrecondition, "flow": FlowPrecondition, "v": VPrecondition, "trigflow": TrigFlowPrecondition, "iddpm": IDDPMPrecondition,
-}  # fmt: skip
+    "edm": EDMPrecondition,
+    "consistency": ConsistencyPrecondition,
+    "flow": FlowPrecondition,
+    "v": VPrecondition,
+    "trigflow": TrigFlowPrecondition,
+    "iddpm": IDDPMPrecondition,
+}

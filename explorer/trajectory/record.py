@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from explorer.errors import BadValue, UnknownName
-from explorer.models.base import Denoiser
+from explorer.models.base import Model
 from explorer.process.paths import Path
 from explorer.sampling.samplers import Labels, Sampler, labels_for, sample
 from explorer.sampling.seeds import Seeds
@@ -59,7 +59,7 @@ class Recorder:
         keep: Iterable[str] = ("x", "slope"),
         *,
         dtype: torch.dtype = torch.float64,
-        model: Denoiser | None = None,
+        model: Model | None = None,
         project: LinearMap | None = None,
     ):
         self.n_samples, self.n_steps, self.path, self.dtype = n_samples, n_steps, path, dtype
@@ -68,7 +68,7 @@ class Recorder:
         self.times: list[float] = []
         self.nfe: list[int] = []
         modules = () if model is None else model.modules()
-        self._counters = [m._calls for m in modules if isinstance(m, Denoiser)]  # `n_calls` walks all modules
+        self._counters = [m._calls for m in modules if isinstance(m, Model)]  # `n_calls` walks all modules
         self._calls = sum(c[0] for c in self._counters)
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[str, Tensor] = {}  # of the batch in flight; empty when it passes unrecorded
@@ -143,7 +143,7 @@ class Recorder:
 
 
 def record(
-    model: Denoiser,
+    model: Model,
     sampler: Sampler,
     seeds: Seeds | Iterable[int],
     labels: Labels = "balanced",
@@ -275,7 +275,7 @@ def _check_room(
         )
 
 
-def _projection(project: xr.Dataset | LinearMap | None, model: Denoiser) -> tuple[LinearMap | None, tuple[int, ...]]:
+def _projection(project: xr.Dataset | LinearMap | None, model: Model) -> tuple[LinearMap | None, tuple[int, ...]]:
     """The map as a function, and the shape of what is kept.
 
     Raises: BadValue where it does not give vectors, or is not linear.
@@ -314,7 +314,7 @@ def _both(first: Observer, second: Observer | None) -> Observer:
     return observe
 
 
-def _count_steps(model: Denoiser, sampler: Sampler, seeds: Seeds, labels: Labels) -> int:
+def _count_steps(model: Model, sampler: Sampler, seeds: Seeds, labels: Labels) -> int:
     if hasattr(sampler, "n_steps"):
         return sampler.n_steps(model)
     grid = getattr(sampler, "grid", None)

@@ -2,6 +2,7 @@
 
 from explorer.sampling.solve import Solver
 from explorer.sampling.solvers.exponential import DDIM, DPMpp1SDE, DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE, UniPC
+from explorer.sampling.solvers.jumps import Jump
 from explorer.sampling.solvers.multistep import DEIS, IPNDM, AdamsBashforth, IPNDMv
 from explorer.sampling.solvers.runge_kutta import RK4, Alpha2, Euler, Heun, Heun3, Midpoint
 from explorer.sampling.solvers.singlestep import DPMpp2S, DPMppSDE, DPMSolver2, DPMSolver3
@@ -32,10 +33,11 @@ SOLVERS: dict[str, type[Solver]] = {
     "edm-stochastic": EDMStochastic,
     "euler-maruyama": EulerMaruyama,
     "predictor-corrector": PredictorCorrector,
+    "jump": Jump,
 }
 
 __all__ = [
     "DDIM", "DEIS", "IPNDM", "RK4", "SOLVERS", "AdamsBashforth", "Alpha2", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
     "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "Heun", "Heun3",
-    "IPNDMv", "Midpoint", "PredictorCorrector", "UniPC",
+    "IPNDMv", "Jump", "Midpoint", "PredictorCorrector", "UniPC",
 ]  # fmt: skip
