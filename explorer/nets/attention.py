@@ -24,9 +24,8 @@ _PLAIN: ContextVar[bool] = ContextVar("plain_attention", default=False)
 def plain_attention() -> Iterator[None]:
     """Inside this block attention is written out as matmul, softmax, matmul.
 
-    The fast kernels behind `scaled_dot_product_attention` may lack a forward-mode derivative; wrap `torch.func.jvp` in
-    this.
-    The switch belongs to the current thread (or task) only.
+    The fast kernels behind `scaled_dot_product_attention` may lack a forward-mode derivative, so `torch.func.jvp` does this by
+    itself. The switch belongs to the current thread (or task) only, and code that is being compiled does not see it.
     """
     token = _PLAIN.set(True)
     try:
@@ -43,9 +42,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, N, L, D). Both forms agree to the rounding of the dtype.
     """
-    if not _PLAIN.get():
+    if not _plain():
         return F.scaled_dot_product_attention(q, k, v)
     return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+def _plain() -> bool:
+    """Whether a forward-mode derivative is being taken, or `plain_attention` asked for; a compiler sees only the former."""
+    return forward_ad._current_level >= 0 or (not torch.compiler.is_compiling() and _PLAIN.get())
 
 
 class GroupNorm(nn.GroupNorm):
