@@ -15,12 +15,13 @@ from explorer.papers import names, paper
 from explorer.papers.edm import CLAIMS, RECIPES, EDMTraining, loss_over_exact
 from explorer.process.precondition import EDMPrecondition
 from explorer.process.times import LogNormal
+from explorer.reproduction import Bench
+from explorer.reproduction.evaluate import proportion, ratio
+from explorer.reproduction.run import exported, override, publish, train_recipe
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler
 from explorer.sampling.solvers import Heun
 from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, train
-from explorer.training.evaluate import proportion, ratio
-from explorer.training.run import exported, override, publish, train_recipe
 
 
 def method(sigma_data=0.5, n_classes=0, dropout=0.0, net=None):
@@ -101,12 +102,12 @@ def test_a_network_trained_for_seconds_approaches_the_exact_denoiser():
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS, ids=[c.check.__name__ for c in CLAIMS])
 def test_claims_hold(claim):
-    verdict = claim.check()
+    verdict = claim.check(Bench())
     assert verdict.holds, f"{claim.text}: {verdict.measured} against {verdict.threshold:g}; {verdict.text}"
 
 
 def test_the_gaussian_claim_holds():
-    assert CLAIMS[0].check().holds
+    assert CLAIMS[0].check(Bench()).holds
 
 
 def small(name="toy-moons", **plan):

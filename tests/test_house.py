@@ -26,9 +26,10 @@ FLOOR = {
     "models": 1, "data": 1,
     "sampling": 2, "metrics": 2,
     "training": 3, "trajectory": 3, "tuning": 3, "live": 3, "paired": 3, "knobs": 3,
-    "papers": 4, "viz": 4,
-    "apps": 5, "bench": 5,
-    "cli": 6, "__main__": 7,
+    "reproduction": 4,
+    "papers": 5, "viz": 5,
+    "apps": 6, "bench": 6,
+    "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 # Where a third-party package may be imported at all; anything not named here may be imported everywhere above floor 0.

@@ -10,7 +10,7 @@ from explorer.bench.clock import Effort, rounds, waiter
 from explorer.bench.rows import Row
 from explorer.data import load_dataset
 from explorer.papers.edm import PAPER
-from explorer.training.run import train_recipe
+from explorer.reproduction.run import train_recipe
 
 
 def digits(name: str, effort: Effort, device: torch.device) -> Row:

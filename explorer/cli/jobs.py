@@ -60,7 +60,7 @@ def train(
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
     """
     from explorer.papers import paper as find
-    from explorer.training.run import override, publish, train_recipe
+    from explorer.reproduction.run import override, publish, train_recipe
 
     changes: dict[str, Any] = dict(assignment(text) for text in change or ())
     changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}

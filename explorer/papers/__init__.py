@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from explorer.errors import UnknownName
 
 if TYPE_CHECKING:
-    from explorer.training.recipe import Paper
+    from explorer.reproduction.recipe import Paper
 
 
 def names() -> tuple[str, ...]:

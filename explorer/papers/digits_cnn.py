@@ -21,10 +21,10 @@ from explorer.data import Batch, load_dataset
 from explorer.errors import UnknownName
 from explorer.models.bundled import save_model
 from explorer.nets.features import FeatureNet
+from explorer.reproduction.evaluate import proportion, row
+from explorer.reproduction.recipe import Paper, Recipe
+from explorer.reproduction.run import exported, machine
 from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Tick, Update
-from explorer.training.evaluate import proportion, row
-from explorer.training.recipe import Paper, Recipe
-from explorer.training.run import exported, machine
 
 NAME = "digits-cnn"
 NET = {"shape": [1, 8, 8], "n_classes": 10, "width": 32, "n_features": 32, "dropout": 0.2}
@@ -112,7 +112,7 @@ def measure(net: FeatureNet) -> dict[str, Any]:
 
 
 def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None) -> Path:
-    """Measure the classifier of a finished run and write weights and card, as `explorer.training.run.publish` does."""
+    """Measure the classifier of a finished run and write weights and card, as `explorer.reproduction.run.publish` does."""
     net = exported(recipe, tick)
     card = {
         "data": recipe.data,

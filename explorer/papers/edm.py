@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from explorer.data import Batch, Dataset, Loader, load_dataset, oracle
+from explorer.data import Batch, Dataset, oracle
 from explorer.errors import UnknownName
 from explorer.metrics.base import Estimate
 from explorer.metrics.features import points_space
@@ -31,13 +31,13 @@ from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM
 from explorer.process.precondition import EDMPrecondition
 from explorer.process.times import LogNormal
+from explorer.reproduction import Bench, Claim, Paper, Published, Recipe, Verdict
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler, sample
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Solver
 from explorer.sampling.solvers import EDMStochastic, Euler, Heun
-from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update, seeded, train
-from explorer.training.recipe import Claim, Paper, Published, Recipe, Verdict
+from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update
 
 SIGMA_RANGE = (0.002, 80.0)  # Table 1: sigma_min, sigma_max of the sampler
 
@@ -233,7 +233,7 @@ def _rmse(solver: Solver, grid: TimeGrid, n: int = 256) -> Estimate:
     return Estimate(value, float(square.std()) / math.sqrt(n) / (2 * value), n, "endpoint RMSE")
 
 
-def gaussian_map() -> Verdict:
+def gaussian_map(bench: Bench) -> Verdict:
     sd = 0.5
     model = Oracle(GaussianMixture(torch.zeros(1, 2), sd))
     exact = Seeds(range(64)).normal((2,)) * 80 * sd / math.hypot(sd, 80)
@@ -245,7 +245,7 @@ def gaussian_map() -> Verdict:
     return Verdict(heun < 0.08 and euler > 2 * heun, measured, 0.08, f"Euler's is {euler:.3f}")
 
 
-def orders() -> Verdict:
+def orders(bench: Bench) -> Verdict:
     slope = {
         solver: math.log(
             _rmse(solver, TimeGrid.karras(32, *SIGMA_RANGE)).value
@@ -259,14 +259,14 @@ def orders() -> Verdict:
     return Verdict(abs(heun - 2) < 0.3 and abs(euler - 1) < 0.15, measured, 2.0, f"Euler's is {euler:.2f}")
 
 
-def warp() -> Verdict:
+def warp(bench: Bench) -> Verdict:
     errors = {rho: _rmse(Heun(), TimeGrid.karras(18, *SIGMA_RANGE, rho=rho)) for rho in (1.0, 3.0, 7.0)}
     holds = errors[1.0].value > 50 * errors[7.0].value and errors[3.0].value > 2 * errors[7.0].value
     text = f"RMSE {errors[3.0].value:.3g} at rho = 3 and {errors[1.0].value:.3g} at rho = 1"
     return Verdict(holds, errors[7.0], errors[3.0].value / 2, text)
 
 
-def churn(n: int = 2000) -> Verdict:
+def churn(bench: Bench, n: int = 2000) -> Verdict:
     model, grid = Oracle(oracle("8gaussians")), TimeGrid.karras(64, *SIGMA_RANGE)
     real, other = (model.mixture.sample(n, generator=torch.Generator().manual_seed(k))[0] for k in (0, 1))
 
@@ -290,7 +290,7 @@ class Zero(nn.Module):
         return torch.zeros_like(x)
 
 
-def unit_loss(n: int = 20_000) -> Verdict:
+def unit_loss(bench: Bench, n: int = 20_000) -> Verdict:
     mixture, g = oracle("8gaussians"), torch.Generator().manual_seed(0)
     sd = math.sqrt(float(mixture.cov().trace()) / 2)
     method = EDMTraining(Zero(), shape=(2,), sigma_data=sd, times=LogNormal(-1.2, 1.2))
@@ -316,13 +316,8 @@ def loss_over_exact(denoiser: Denoiser, sigma: float, n: int = 8192) -> float:
     return float(mine / best)
 
 
-def trained() -> Verdict:
-    toy = plane("8gaussians")
-    data = load_dataset(toy.data)
-    with seeded(toy.plan.seed):
-        method = toy.method(data)
-    *_, tick = train(method, Loader(data, toy.plan.batch_size, fresh=True), toy.plan)
-    model, times = method.export(tick.emas["ema"]), method.times
+def trained(bench: Bench) -> Verdict:
+    model, times = bench.model(plane("8gaussians")), LogNormal(-1.2, 1.6)
     deciles = times.quantile(torch.arange(0.05, 1.0, 0.1, dtype=torch.float64)).tolist()
     worst = max(loss_over_exact(model, sigma) for sigma in deciles)
     measured = Estimate(worst, 0.0, 8192, "loss over that of the exact denoiser, worst sigma decile")

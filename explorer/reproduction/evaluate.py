@@ -20,7 +20,7 @@ from explorer.metrics.frechet import Frechet, Reference, frechet_from_samples
 from explorer.metrics.kernel import energy_distance
 from explorer.metrics.neighbours import Memorisation
 from explorer.metrics.points import ExactW2
-from explorer.models.base import Denoiser
+from explorer.models.base import Model
 from explorer.sampling.samplers import Sampler, sample
 from explorer.sampling.seeds import Seeds
 
@@ -31,7 +31,7 @@ CLASSIFIERS = {"digits": "digits-cnn"}
 """Feature space and classifier of each labelled image data set."""
 
 
-def evaluate(model: Denoiser, train: Dataset, test: Dataset, sampler: Sampler, *, draws: int = 20) -> dict[str, Any]:
+def evaluate(model: Model, train: Dataset, test: Dataset, sampler: Sampler, *, draws: int = 20) -> dict[str, Any]:
     """Card entries "metrics" and, for images, "memorisation".
 
     Args:
@@ -46,12 +46,12 @@ def evaluate(model: Denoiser, train: Dataset, test: Dataset, sampler: Sampler, *
     return {"metrics": _points(chunks, train, about)}
 
 
-def _samples(model: Denoiser, sampler: Sampler, seeds: range) -> Tensor:
+def _samples(model: Model, sampler: Sampler, seeds: range) -> Tensor:
     with torch.no_grad():
         return sample(model, sampler, Seeds(seeds)).cpu()
 
 
-def _images(model: Denoiser, chunks: list[Tensor], train: Dataset, test: Dataset, about: Mapping) -> dict[str, Any]:
+def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, about: Mapping) -> dict[str, Any]:
     from explorer.models.bundled import load_features
 
     name = CLASSIFIERS[train.name]

@@ -15,9 +15,10 @@ from torch import nn
 from explorer.data import Loader, load_dataset
 from explorer.errors import BadValue, UnknownName
 from explorer.models.bundled import save_model
-from explorer.training.evaluate import evaluate
+from explorer.reproduction.bench import Bench
+from explorer.reproduction.evaluate import evaluate
+from explorer.reproduction.recipe import Recipe
 from explorer.training.loop import Tick, seeded, train
-from explorer.training.recipe import Recipe
 
 
 def train_recipe(
@@ -27,6 +28,7 @@ def train_recipe(
     seed: int | None = None,
     device: torch.device | str = "cpu",
     minutes: float | None = None,
+    bench: Bench | None = None,
 ) -> Iterator[Tick]:
     """Train a recipe and yield its ticks; the last one is what `publish` takes.
 
@@ -34,16 +36,23 @@ def train_recipe(
         run_dir: checkpoints and log; a run found there is resumed.
         seed: of initialisation, data order and noise; None for the recipe's own.
         minutes: wall-clock budget, see `Plan.minutes`.
+        bench: makes what the recipe needs; None for one of its own, in `run_dir`/needs.
     """
     plan = recipe.plan
     changes = {"seed": plan.seed if seed is None else seed, "minutes": plan.minutes if minutes is None else minutes}
     plan = dataclasses.replace(plan, **changes)
     data = load_dataset(recipe.data)
+    if bench is None:
+        bench = Bench(None if run_dir is None else Path(run_dir) / "needs", seed=plan.seed, device=device)
+    needs = {name: bench.need(need) for name, need in recipe.needs.items()}
     with seeded(plan.seed):
-        method = recipe.method(data)
+        method = recipe.method(data, **needs)
     method.to(device)
-    loader = Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
-    yield from train(method, loader, plan, run_dir)
+    if recipe.stream is None:
+        batches = Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
+    else:
+        batches = recipe.stream(data, plan, **needs)
+    yield from train(method, batches, plan, run_dir)
 
 
 def exported(recipe: Recipe, tick: Tick) -> nn.Module:
@@ -81,6 +90,7 @@ def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None 
         "machine": machine(next(model.parameters()).device),
         **measured,
         "notes": recipe.notes,
+        **({"knobs": dict(recipe.knobs)} if recipe.knobs else {}),
     }
     return save_model(folder, recipe.name, model, card)
 
