@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explorer.errors import BadValue
-from explorer.nets.embedding import Embedding
+from explorer.nets.embedding import Embedding, NoiseFeatures
 
 
 class MLP(nn.Module):
@@ -20,6 +20,7 @@ class MLP(nn.Module):
         width: W, features of every hidden layer; even.
         depth: number of residual layers.
         n_classes: 0 for unconditional.
+        embedding, embedding_scale: features of the noise level and how fast they change, see `Embedding`.
 
     Attributes:
         config: the constructor's arguments as plain JSON.
@@ -30,13 +31,28 @@ class MLP(nn.Module):
     n_skips = 0
     skip_names: tuple[str, ...] = ()
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, n_classes: int = 0):
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        n_classes: int = 0,
+        embedding: NoiseFeatures = "sinusoids",
+        embedding_scale: float = 1.0,
+    ):
         super().__init__()
-        self.config = {"dim": dim, "width": width, "depth": depth, "n_classes": n_classes}
+        self.config = {
+            "dim": dim,
+            "width": width,
+            "depth": depth,
+            "n_classes": n_classes,
+            "embedding": embedding,
+            "embedding_scale": embedding_scale,
+        }
         self.shape = (dim,)
         self.n_classes = n_classes
         self.feature_shape = (width,)
-        self.embedding = Embedding(width, n_classes)
+        self.embedding = Embedding(width, n_classes, embedding, embedding_scale)
         self.stem = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.films = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

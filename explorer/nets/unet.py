@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from explorer.errors import BadValue
 from explorer.nets.attention import GroupNorm, PixelAttention
-from explorer.nets.embedding import Embedding
+from explorer.nets.embedding import Embedding, NoiseFeatures
 
 DIGITS_UNET = {"shape": [1, 8, 8], "channels": 32, "mult": [1, 2, 2], "blocks": [0, 1, 1]}
 """For 8x8 digits: 0.94 M parameters, nearly all at 4x4 and 2x2, since one 3x3 convolution at 8x8 costs as much as a whole
@@ -78,6 +78,7 @@ class UNet(nn.Module):
         n_emb: features of the embedding of noise and class; default 4 * channels.
         n_classes: 0 for unconditional.
         dropout: inside the residual blocks, in training mode only.
+        embedding, embedding_scale: features of the noise level and how fast they change, see `Embedding`.
 
     Attributes:
         config: the constructor's arguments as plain JSON; `UNet(**net.config)` has the same layout.
@@ -100,6 +101,8 @@ class UNet(nn.Module):
         n_emb: int | None = None,
         n_classes: int = 0,
         dropout: float = 0.0,
+        embedding: NoiseFeatures = "sinusoids",
+        embedding_scale: float = 1.0,
     ):
         super().__init__()
         depths = [blocks] * len(mult) if isinstance(blocks, int) else list(blocks)
@@ -123,6 +126,8 @@ class UNet(nn.Module):
             "n_emb": n_emb,
             "n_classes": n_classes,
             "dropout": dropout,
+            "embedding": embedding,
+            "embedding_scale": embedding_scale,
         }
         self.n_classes = n_classes
         widths = [round(channels * m) for m in mult]
@@ -133,7 +138,7 @@ class UNet(nn.Module):
                 parts.append(PixelAttention(widths[level], groups=_groups(widths[level])))
             return nn.ModuleList(parts)
 
-        self.embedding = Embedding(n_emb, n_classes)
+        self.embedding = Embedding(n_emb, n_classes, embedding, embedding_scale)
         self.stem = nn.Conv2d(n_colours, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList()  # per level
         self.down = nn.ModuleList()
