@@ -1,0 +1,306 @@
+"""Parts of the DDPM++, NCSN++ and ADM networks: the three families as values, resampling, the residual block, the embedding.
+
+Legend: B batch, C channels, H W height width, E embedding features.
+
+Sources: Song et al. 2021, arXiv 2011.13456 (DDPM++, NCSN++); Dhariwal and Nichol 2021, arXiv 2105.05233 (ADM); both in the
+form of Karras et al. 2022, arXiv 2206.00364, appendix F. Double normalisation: Lu and Song 2024, arXiv 2410.11081, eq. 8.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.errors import BadValue
+from explorer.nets.attention import GroupNorm, PixelAttention
+from explorer.nets.embedding import sinusoids
+from explorer.nets.unet import _groups
+
+Modulation = Literal["shift", "scale", "double"]
+MODULATIONS: tuple[Modulation, ...] = ("shift", "scale", "double")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one published U-Net from another, sizes apart.
+
+    Args:
+        embedding: of the noise level, "positional" or "fourier".
+        noise_mult: features of that embedding, in units of the base width.
+        residual_encoder: the noisy image, shrunk and projected, is added at every lower level of the encoder.
+        kernel: of resampling in one dimension, unnormalised.
+        modulation: how the embedding enters a block: "shift" in front of the second norm, "scale" and shift behind it,
+            "double": the same with both normalised.
+        head_dim: features per attention head; None for one head.
+        attend_all: attention follows every decoder block of its level, not only the last.
+        scale: factor on every residual sum.
+        eps: of the group norms.
+        project: a shortcut that resamples is also a 1x1 convolution.
+        labels_first: class embeddings enter in front of the embedding MLP, not behind its last layer.
+        sine_first: order of the halves of the noise embedding.
+        xavier: Xavier-uniform weights and zero biases, last layers of branches 1e-5 times that; else torch's own
+            initialisation with last layers at zero.
+    """
+
+    embedding: Literal["positional", "fourier"]
+    noise_mult: int
+    residual_encoder: bool
+    kernel: tuple[float, ...]
+    modulation: Modulation
+    head_dim: int | None
+    attend_all: bool
+    scale: float
+    eps: float
+    project: bool
+    labels_first: bool
+    sine_first: bool
+    xavier: bool
+
+
+_SONG = {
+    "modulation": "shift", "head_dim": None, "attend_all": False, "scale": math.sqrt(0.5), "eps": 1e-6, "project": True,
+    "labels_first": True, "sine_first": True, "xavier": True,
+}  # fmt: skip
+FAMILIES = {
+    "ddpm++": Family("positional", 1, False, (1, 1), **_SONG),
+    "ncsn++": Family("fourier", 2, True, (1, 3, 3, 1), **_SONG),
+    "adm": Family(
+        "positional", 1, False, (1, 1), modulation="scale", head_dim=64, attend_all=True, scale=1.0, eps=1e-5,
+        project=False, labels_first=False, sine_first=False, xavier=False,
+    ),
+}  # fmt: skip
+
+
+class Resample(nn.Module):
+    """Twice or half the height and width by a separable even kernel, the border extended by zeros.
+
+    Args:
+        kernel: in one dimension, of even length; normalised here. (1, 1) averages and repeats.
+        up: double, else halve.
+    """
+
+    def __init__(self, kernel: tuple[float, ...], *, up: bool):
+        super().__init__()
+        if len(kernel) % 2:
+            raise BadValue(f"a resampling kernel needs an even length, got {list(kernel)}.")
+        self.up, self.box = up, tuple(kernel) == (1, 1)
+        f = torch.tensor(kernel, dtype=torch.float32)
+        f = f.outer(f) / f.sum() ** 2 * (4 if up else 1)
+        self.register_buffer("kernel", f[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0) if self.up else F.avg_pool2d(x, 2)
+        channels, pad = x.shape[1], self.kernel.shape[-1] // 2 - 1
+        each = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, each, stride=2, padding=pad, groups=channels)
+
+
+class ShrunkImage(nn.Module):
+    """NCSN++'s path of the noisy image through the encoder: 3x3 convolution, smoothing, every second pixel.
+
+    All three are linear, so we smooth first and convolve at the pixels that are kept only: the same result for a quarter of
+    the multiplications.
+    """
+
+    def __init__(self, n_in: int, n_out: int, kernel: tuple[float, ...]):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, 3, stride=2)
+        f = torch.tensor(kernel, dtype=torch.float32)
+        self.register_buffer("kernel", (f.outer(f) / f.sum() ** 2)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels, half = x.shape[1], self.kernel.shape[-1] // 2
+        each = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
+        return self.conv(F.conv2d(x, each, padding=half, groups=channels))
+
+
+class EDMBlock(nn.Module):
+    """scale (shortcut(x) + conv(silu(modulated norm(conv(resample(silu(norm(x)))))))), then self-attention where asked.
+
+    Args:
+        n_in, n_out: channels.
+        n_emb: E.
+        resample: "up", "down" or None.
+        attention: follow with self-attention.
+        takes_skip: a decoder block whose input is concat[x, skip].
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_emb: int,
+        family: Family,
+        *,
+        modulation: Modulation,
+        dropout: float,
+        resample: Literal["up", "down"] | None = None,
+        attention: bool = False,
+        takes_skip: bool = False,
+    ):
+        super().__init__()
+        self.n_out, self.modulation, self.takes_skip, self.scale = n_out, modulation, takes_skip, family.scale
+        self.resample = Resample(family.kernel, up=resample == "up") if resample else None
+        self.norm0 = GroupNorm(_groups(n_in), n_in, eps=family.eps)
+        self.conv0 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.affine = nn.Linear(n_emb, n_out if modulation == "shift" else 2 * n_out)
+        self.norm1 = GroupNorm(_groups(n_out), n_out, eps=family.eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        projected = n_in != n_out or (resample is not None and family.project)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1) if projected else nn.Identity()
+        self.attention = None
+        if attention:
+            head_dim = family.head_dim or n_out
+            self.attention = PixelAttention(
+                n_out, head_dim=head_dim, groups=_groups(n_out), eps=family.eps, scale=family.scale
+            )
+
+    def initialise(self, family: Family) -> None:
+        start(self, family)
+        start_last(self.conv1, family)
+        if self.attention is not None:
+            if family.xavier:
+                nn.init.xavier_uniform_(self.attention.qkv.weight, gain=math.sqrt(0.2))
+            start_last(self.attention.out, family)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        quiet = not torch.is_grad_enabled()
+        h, shortcut = F.silu(self.norm0(x), inplace=quiet), x
+        if self.resample is not None:
+            h, shortcut = self.resample(h), self.resample(x)
+        h = self.conv0(h)
+        film = self.affine(emb)[:, :, None, None]  # (B or 1, C or 2C, 1, 1)
+        if self.modulation == "shift":
+            h = self.norm1(h + film)
+        else:
+            gain, shift = film.chunk(2, dim=1)
+            if self.modulation == "scale":
+                h = torch.addcmul(shift, self.norm1(h), gain + 1)
+            else:
+                h = torch.addcmul(_pixel_norm(shift), self.norm1(h), _pixel_norm(gain))
+        h = self.conv1(self.dropout(F.silu(h, inplace=quiet)))
+        h = h + self.shortcut(shortcut)
+        if self.scale != 1.0:
+            h = h * self.scale
+        return h if self.attention is None else self.attention(h)
+
+
+def _pixel_norm(a: Tensor) -> Tensor:
+    return a * (a.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class EDMEmbedding(nn.Module):
+    """Noise level, class, augmentation and guidance weight to one conditioning vector.
+
+    Args:
+        n_noise: features of the noise level.
+        n_emb: E.
+        n_classes: 0 for none. The null class is the zero vector: it has no row of its own.
+        n_augment: augmentation labels, 0 for none.
+        guided: also read the weight of classifier-free guidance (Meng et al. 2023, arXiv 2210.03142); the new layer
+            starts at zero, so that a student starts as its teacher.
+        embedding: "positional" or "fourier".
+        scale: standard deviation of the Fourier frequencies; 16 in Song et al., 0.02 in arXiv 2310.14189.
+    """
+
+    def __init__(
+        self,
+        n_noise: int,
+        n_emb: int,
+        family: Family,
+        *,
+        n_classes: int,
+        n_augment: int,
+        guided: bool,
+        embedding: Literal["positional", "fourier"],
+        scale: float,
+    ):
+        super().__init__()
+        self.n_noise, self.n_classes, self.n_augment, self.family = n_noise, n_classes, n_augment, family
+        half = n_noise // 2
+        self.fourier = embedding == "fourier"
+        if self.fourier:
+            frequencies = torch.randn(half) * (2 * math.pi * scale)
+        else:
+            last = half - 1 if family.sine_first else half
+            frequencies = (torch.arange(half, dtype=torch.float32) / -last * math.log(10000.0)).exp()
+        self.register_buffer("frequencies", frequencies, persistent=self.fourier)
+        self.label = None
+        if n_classes:
+            self.label = nn.Linear(n_classes, n_noise if family.labels_first else n_emb, bias=family.labels_first)
+        self.augment = nn.Linear(n_augment, n_noise, bias=False) if n_augment else None
+        self.guidance = nn.Linear(n_noise, n_noise, bias=False) if guided else None
+        self.layer0 = nn.Linear(n_noise, n_emb)
+        self.layer1 = nn.Linear(n_emb, n_emb)
+
+    def initialise(self, family: Family) -> None:
+        start(self, family)
+        if not family.xavier:
+            if self.label is not None:
+                nn.init.normal_(self.label.weight)
+            if self.augment is not None:
+                nn.init.zeros_(self.augment.weight)
+        if self.guidance is not None:
+            nn.init.zeros_(self.guidance.weight)
+
+    def forward(self, noise: Tensor, cond: Tensor | None, augment: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """(B or 1, E); see `EDMUNet.forward` for the arguments."""
+        angles = noise[:, None].to(self.frequencies.dtype) * self.frequencies
+        halves = (angles.sin(), angles.cos()) if self.family.sine_first else (angles.cos(), angles.sin())
+        dtype = self.layer0.weight.dtype
+        h = torch.cat(halves, dim=1).to(dtype)
+        label = self._label(cond, dtype)
+        if self.family.labels_first and label is not None:
+            h = h + label
+        if augment is not None:
+            if self.augment is None or augment.ndim != 2 or augment.shape[1] != self.n_augment:
+                raise BadValue(f"expected (B, {self.n_augment}) augmentation labels, got {tuple(augment.shape)}.")
+            h = h + self.augment(augment.to(dtype))
+        if guidance is not None:
+            if self.guidance is None:
+                raise BadValue("this network reads no guidance weight; build it with guided=True.")
+            h = h + self.guidance(sinusoids(guidance.reshape(-1).to(angles.dtype), self.n_noise).to(dtype))
+        h = self.layer1(F.silu(self.layer0(h)))
+        if not self.family.labels_first and label is not None:
+            h = h + label
+        return F.silu(h)
+
+    def _label(self, cond: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Class embeddings (B, n_noise or E), of the null class (1, ...); None without classes."""
+        if self.label is None:
+            if cond is not None and not torch.compiler.is_compiling() and bool((cond >= 0).any()):
+                raise BadValue("this network has no classes (n_classes=0) but was given labels; pass cond=None.")
+            return None
+        if cond is None:
+            return self.label.bias[None] if self.label.bias is not None else None
+        if not torch.compiler.is_compiling() and cond.device.type == "cpu" and int(cond.max()) >= self.n_classes:
+            raise BadValue(f"class {int(cond.max())} does not exist; this network knows 0..{self.n_classes - 1}.")
+        hot = (cond[:, None] == torch.arange(self.n_classes, device=cond.device)).to(dtype)
+        return self.label(hot * math.sqrt(self.n_classes) if self.family.labels_first else hot)
+
+
+def start(module: nn.Module, family: Family) -> None:
+    """Initialise all linear maps of a module in the manner of the family; see `Family.xavier`."""
+    if family.xavier:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+
+def start_last(part: nn.Conv2d, family: Family) -> None:
+    """Initialise the last layer of a branch so that the branch starts (nearly) closed."""
+    if family.xavier:
+        nn.init.xavier_uniform_(part.weight, gain=1e-5)
+    else:
+        nn.init.zeros_(part.weight)
+    nn.init.zeros_(part.bias)
