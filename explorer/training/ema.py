@@ -30,9 +30,12 @@ def power_gamma(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
-def power_beta(step: int, gamma: float) -> float:
-    """Weight of the old average at 1-based `step`: (1 - 1/step)^(gamma + 1). Source: arXiv 2312.02696, Sec. 3.1."""
-    return (1 - 1 / step) ** (gamma + 1)
+def power_beta(step: int, gamma: float, previous: int | None = None) -> float:
+    """Weight of the old average at 1-based `step`, which was last updated at `previous` (default: the step before).
+
+    Source: arXiv 2312.02696, Sec. 3.1: (1 - 1/step)^(gamma + 1); over several steps the product of their weights.
+    """
+    return ((step - 1 if previous is None else previous) / step) ** (gamma + 1)
 
 
 @torch.no_grad()
@@ -53,11 +56,29 @@ class Ema:
         self.nets = nn.ModuleDict({name: copy.deepcopy(net) for name, net in nets.items()})
         self.nets.eval().requires_grad_(False)
         self._gamma = None if plan.sigma_rel is None else power_gamma(plan.sigma_rel)
+        # Looked up once: walking a U-Net's modules takes longer than averaging its weights on a GPU.
+        self._pairs = {name: _pairs(self.nets[name], net) for name, net in nets.items()}
 
-    def update(self, name: str, net: nn.Module, *, step: int, n_images: int, batch: int) -> None:
-        """Average in `net` after its step; `step` is 0-based and `n_images` counts before it."""
+    @torch.no_grad()
+    def update(self, name: str, *, step: int, n_images: int, batch: int, previous: tuple[int, int]) -> None:
+        """Average in a network after its step.
+
+        Args:
+            step: 0-based index of the step; `n_images` counts before it, `batch` is what it adds.
+            previous: steps and images done at this network's last averaging, which may be several steps ago for a network
+                that is not updated at every one; (0, 0) before its first.
+        """
         if self._gamma is None:
-            beta = exponential_beta(n_images, batch, self.plan.half_life, self.plan.ramp_up)
+            beta = exponential_beta(n_images, n_images + batch - previous[1], self.plan.half_life, self.plan.ramp_up)
         else:
-            beta = power_beta(step + 1, self._gamma)
-        ema_(self.nets[name], net, beta)
+            beta = power_beta(step + 1, self._gamma, previous[0])
+        (old, new), buffers = self._pairs[name]
+        if old:
+            torch._foreach_lerp_(old, new, 1 - beta)
+        for mine, theirs in buffers:
+            mine.copy_(theirs)
+
+
+def _pairs(target: nn.Module, source: nn.Module):
+    parameters = list(target.parameters()), [p.detach() for p in source.parameters()]
+    return parameters, list(zip(target.buffers(), source.buffers(), strict=True))

@@ -89,6 +89,15 @@ class LevelSums:
         self._sums = {}
         return out
 
+    def state(self) -> dict[str, list]:
+        """What has been gathered since the last `take`, JSON-able."""
+        for name in list(self._held):
+            self._flush(name)
+        return {name: sums.tolist() for name, sums in self._sums.items()}
+
+    def load(self, state: Mapping[str, list]) -> None:
+        self._sums = {name: np.array(sums) for name, sums in state.items()}
+
     def _flush(self, name: str) -> None:
         held = self._held.pop(name)
         sigma = torch.cat([s.double().reshape(-1) for s, _ in held]).cpu().numpy()

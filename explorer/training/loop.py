@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,25 +17,31 @@ from torch import Tensor, nn
 
 from explorer.data.loader import mix
 from explorer.errors import BadValue, ExplorerError, NonFinite
-from explorer.training.checkpoint import load_checkpoint, save_checkpoint
+from explorer.metrics.base import Estimate
+from explorer.training import distributed
 from explorer.training.ema import Ema
+from explorer.training.folder import RunFolder
 from explorer.training.levels import LevelLoss, LevelSums
-from explorer.training.log import RunLog
 from explorer.training.method import Method, Progress, Update
 from explorer.training.plan import Plan
+from explorer.training.precision import LossScale, autocast, tf32
+from explorer.training.resume import captured, restore
 
 
 class Tick(NamedTuple):
     """What `train` yields every few steps.
 
     Attributes:
-        step, n_images, fraction: how far the run is, after the last step; `fraction` is 1 at its end.
+        step, n_images, fraction: how far the run is, after the last step; `fraction` is 1 at its planned end.
         logs: means since the last tick: "loss/NET", "grad_norm/NET", "lr/NET", the method's own; a count "skipped".
         method: with the raw networks.
         emas: EMA name -> network name -> averaged network, e.g. `method.export(tick.emas["ema"])`.
         seconds: training time so far, resumed parts included.
         levels: mean loss by noise level since the last tick, by the update's networks, e.g. `tick.levels["net"].mean`;
             empty unless the method's updates carry `levels`.
+        estimate: what `evaluate` measured at this step; None where it was not asked.
+        notices: what a user should be told: updates that were skipped, a damaged checkpoint that was passed over.
+        stopped: why this is the last tick; empty on all others.
     """
 
     step: int
@@ -46,74 +52,102 @@ class Tick(NamedTuple):
     emas: Mapping[str, nn.ModuleDict]
     seconds: float
     levels: Mapping[str, LevelLoss] = MappingProxyType({})
+    estimate: Estimate | None = None
+    notices: tuple[str, ...] = ()
+    stopped: str = ""
 
 
-def train(method: Method, data: Iterable[Any], plan: Plan, run_dir: Path | str | None = None) -> Iterator[Tick]:
-    """Train `method` and yield a `Tick` every `plan.tick_steps` steps and at the end.
+Evaluate = Callable[[Method, Mapping[str, nn.ModuleDict]], Estimate]
+
+
+def train(
+    method: Method,
+    data: Iterable[Any],
+    plan: Plan,
+    run_dir: Path | str | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+) -> Iterator[Tick]:
+    """Train `method` and yield a `Tick` every `plan.tick_steps` steps, after each evaluation, and at the end.
 
     Each batch is cut into K = `plan.accumulate` micro-batches whose generators run in lockstep. For every update they
     yield, loss/K is differentiated with respect to the named networks only; after the last micro-batch gradients are
-    averaged over processes (when torch.distributed is initialised), checked, clipped and applied, EMAs follow, and only
-    then the generators resume. A non-finite loss or gradient skips that update and is counted.
+    averaged over processes (when torch.distributed is initialised), checked, clipped and applied, and only then the
+    generators resume. A non-finite loss or gradient skips that update and is counted. Averages follow once a step, for the
+    networks that moved in it.
+
+    A tick lies between two steps, so a caller who wants a pause just does not ask for the next one, and one who closes or
+    drops the iterator ends the run there; it resumes from its last checkpoint.
 
     Args:
         method: its networks' device is where training happens.
-        data: batches with `len`, `.to(device)` and `.chunk(n)`; a stream with `.start(i)` resumes without replaying.
+        data: batches with `len`, `.to(device)` and `.chunk(n)`; a stream with `.start(i)` resumes without replaying, one
+            with `.state_dict()` is asked on resuming whether it is the same data.
         plan: see `Plan`.
-        run_dir: where checkpoints and the log go; an existing checkpoint there is resumed, bit for bit on CPU.
+        run_dir: where checkpoints, snapshots and the log go; an existing checkpoint there is resumed, bit for bit on CPU.
+            If the newest one is damaged, the one before is taken, with a warning that says so.
+        evaluate: (method, averages) -> Estimate, lower is better; called every `plan.evaluate_steps` steps and at the
+            end, in process 0 only. The weights with the lowest value are kept in the folder, see `best`.
     Raises:
-        NonFinite: more than `plan.max_skips` updates of a network in a row were not finite.
+        NonFinite: more than `plan.max_skips` updates of a network in a row were not finite; it names the noise level.
+        BadFile: the disk is full, or no checkpoint in the folder is whole.
         ExplorerError: a network named by an update received no gradient, or micro-batches yielded different updates.
     """
-    run = _Run(method, plan)
-    saved = None if run_dir is None else load_checkpoint(Path(run_dir))
-    if saved is not None:
-        run.restore(saved.info, saved.weights, saved.optimizers)
-    if run_dir is not None:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        log = RunLog(Path(run_dir), resume_step=run.step)
+    if evaluate is None and (plan.evaluate_steps or plan.patience):
+        raise BadValue("the plan asks for evaluation; pass train(..., evaluate=...), which returns an Estimate.")
+    run, folder = _Run(method, plan), RunFolder(run_dir, plan)
+    if folder.saved is not None:
+        restore(run, folder.saved, data)
+    begun = run.step
+    folder.begin()
+    for module in (method, *run.averages.values()):
+        distributed.agree_(module)
     if plan.compile:
         for net in method.nets.values():
             net.compile()
-    batches = iter(_from(data, run.step))
-    started = time.monotonic() - run.seconds
-    saved_step = run.step if saved is not None else -1
-    ticked = resumed = run.step
+    batches, clock = iter(_from(data, run.step)), _Clock(run.seconds)
 
-    def fraction() -> float:
-        spent = 0.0 if plan.minutes is None else run.seconds / (60 * plan.minutes)
-        return min(max(run.step / plan.n_steps, spent), 1.0)
+    def due(every: int) -> bool:
+        """Whether something is to be done now, and was not done before the run was resumed here."""
+        return run.step > begun and (bool(run.ended()) or (every > 0 and run.step % every == 0))
 
-    while True:
-        done = fraction() >= 1
-        if run_dir is not None and run.step != saved_step:
-            due = plan.checkpoint_steps and run.step % plan.checkpoint_steps == 0
-            if done or (due and run.step > 0):
-                if _rank() == 0:
-                    save_checkpoint(Path(run_dir), *run.state(), keep=plan.keep)
-                saved_step = run.step
-        if done or (run.step % plan.tick_steps == 0 and run.step != ticked):
-            ticked = run.step
-            logs = run.take_logs()
-            at = run.step, run.n_images, fraction()
-            tick = Tick(*at, logs, method, run.averages, run.seconds, run.levels.take())
-            if run_dir is not None and _rank() == 0 and tick.step > resumed:
-                spent = round(tick.seconds, 3)
-                row = {"step": tick.step, "n_images": tick.n_images, "seconds": spent, **tick.logs}
-                if tick.levels:
-                    row["levels"] = {name: levels.to_dict() for name, levels in tick.levels.items()}
-                log.write(row)
-            paused = time.monotonic()
-            yield tick
-            started += time.monotonic() - paused  # the caller's evaluation is not training time
-        if done:
-            return
-        try:
-            batch = next(batches)
-        except StopIteration:
-            raise BadValue(f"the data ended at step {run.step} of {plan.n_steps}; give an endless stream.") from None
-        run.one_step(batch, fraction())
-        run.seconds = time.monotonic() - started
+    try:
+        while True:
+            estimate = None
+            if evaluate is not None and due(plan.evaluate_steps):
+                with clock.paused():
+                    measured = evaluate(method, run.averages) if distributed.rank() == 0 else None
+                    estimate = distributed.shared(measured)
+                if run.judge(estimate):
+                    folder.best({**run.about(), "estimate": estimate.to_dict()}, run.weights())
+            if plan.snapshot_steps and due(plan.snapshot_steps):
+                folder.snapshot(run.about(), run.weights())
+            stopped, tick = run.ended(), None
+            if stopped or due(plan.tick_steps) or estimate is not None:
+                tick = run.tick(estimate)
+                if run.step > begun:
+                    folder.row(_row(tick))
+            if due(plan.checkpoint_steps):
+                folder.checkpoint(*captured(run, data))
+            if tick is not None:
+                with clock.paused():  # what the caller does with a tick is not training time
+                    yield tick
+            if stopped:
+                return
+            try:
+                batch = next(batches)
+            except StopIteration:
+                raise BadValue(
+                    f"the data ended at step {run.step} of {plan.n_steps}; give an endless stream."
+                ) from None
+            run.one_step(batch)
+            run.seconds = clock.seconds if plan.minutes is None else distributed.shared(clock.seconds)
+    except GeneratorExit:
+        if plan.checkpoint_at_close and folder.saved_step != run.step > begun:
+            folder.checkpoint(*captured(run, data))
+        raise
+    finally:
+        folder.close()
 
 
 @contextlib.contextmanager
@@ -123,6 +157,23 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+class _Clock:
+    """Seconds of training, resumed ones included, pauses left out."""
+
+    def __init__(self, already: float):
+        self.started = time.monotonic() - already
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        since = time.monotonic()
+        yield
+        self.started += time.monotonic() - since
 
 
 class _Run:
@@ -139,45 +190,90 @@ class _Run:
         self.step = self.n_images = 0
         self.seconds = 0.0
         self.skips = dict.fromkeys(method.nets, 0)
-        self._sums: dict[str, Any] = {}
-        self._skipped = 0
+        self.averaged = dict.fromkeys(method.nets, (0, 0))  # steps and images at the last averaging
+        self.scales: dict[str, LossScale] = {}
+        self.best: tuple[int, Estimate] | None = None
+        self.stale = 0  # evaluations since the best one
         self.levels = LevelSums()
-        self.take_logs()
+        self.sums: dict[str, Any] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.skipped = 0
+        self.notices: list[str] = []
+        self._moved: dict[str, None] = {}  # networks that stepped in this step, in order
+        self._faults: list[tuple[Tensor, Tensor]] = []  # levels of the update in progress
 
     @property
     def averages(self) -> dict[str, nn.ModuleDict]:
         return {name: ema.nets for name, ema in self.emas.items()}
 
+    @property
+    def fraction(self) -> float:
+        spent = 0.0 if self.plan.minutes is None else self.seconds / (60 * self.plan.minutes)
+        return min(max(self.step / self.plan.n_steps, spent), 1.0)
+
+    def ended(self) -> str:
+        """Why the run is over, in words; empty while it is not."""
+        if self.step >= self.plan.n_steps:
+            return f"all {self.plan.n_steps} steps are done"
+        if self.fraction >= 1:
+            return f"the {self.plan.minutes:g} minutes are spent"
+        if self.plan.patience is not None and self.stale >= self.plan.patience:
+            step, estimate = self.best or (0, "no finite value")
+            return f"{self.stale} evaluations brought nothing better than {estimate} at step {step}"
+        return ""
+
+    def judge(self, estimate: Estimate) -> bool:
+        """Whether an evaluation is the best so far."""
+        if not isinstance(estimate, Estimate):
+            raise BadValue(f"evaluate returned {type(estimate).__name__}; it must return an Estimate, lower is better.")
+        better = math.isfinite(estimate.value) and (self.best is None or estimate.value < self.best[1].value)
+        if better:
+            self.best = self.step, estimate
+        self.stale = 0 if better else self.stale + 1
+        return better
+
     def log(self, name: str, value: Tensor | float) -> None:
-        self._sums[name] = self._sums[name] + (value.detach() if isinstance(value, Tensor) else value)
-        self._counts[name] += 1
+        self.sums[name] = self.sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+        self.counts[name] += 1
 
-    def take_logs(self) -> dict[str, float]:
-        logs = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        logs["skipped"] = self._skipped
-        self._sums, self._counts, self._skipped = defaultdict(float), defaultdict(int), 0
-        return logs
+    def tick(self, estimate: Estimate | None) -> Tick:
+        """A tick of this moment; means and notices start anew."""
+        logs = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        logs["skipped"] = self.skipped
+        notices, levels = tuple(self.notices), self.levels.take()
+        self.sums, self.counts, self.skipped, self.notices = defaultdict(float), defaultdict(int), 0, []
+        at = self.step, self.n_images, self.fraction
+        return Tick(
+            *at, logs, self.method, self.averages, self.seconds, levels, estimate, notices, stopped=self.ended()
+        )
 
-    def one_step(self, batch: Any, fraction: float) -> None:
+    def one_step(self, batch: Any) -> None:
         self.method.nets.train()
-        n = len(batch) * _world()
+        n = len(batch) * distributed.world()
         parts = batch.to(self.device).chunk(self.plan.accumulate)
         generators = [torch.Generator(self.device) for _ in parts]
         for i, generator in enumerate(generators):
-            generator.manual_seed(mix(self.plan.seed, self.step, i, _rank()))
-        progress = [Progress(self.step, self.n_images, fraction, generator) for generator in generators]
-        with seeded(mix(self.plan.seed, self.step, _rank(), -1), self.device):  # dropout draws from the global state
+            generator.manual_seed(mix(self.plan.seed, self.step, i, distributed.rank()))
+        progress = [Progress(self.step, self.n_images, self.fraction, generator) for generator in generators]
+        # Dropout draws from the global state.
+        with seeded(mix(self.plan.seed, self.step, distributed.rank(), -1), self.device), tf32(self.plan.tf32):
             runs = [self.method.updates(part, now) for part, now in zip(parts, progress, strict=True)]
-            while (on := self._backward(runs)) is not None:
-                self._apply(*on, progress[0], n)
+            while (update := self._backward(runs)) is not None:
+                self._apply(*update, progress[0], n)
+        for name in self._moved:
+            for ema in self.emas.values():
+                ema.update(name, step=self.step, n_images=self.n_images, batch=n, previous=self.averaged[name])
+            self.averaged[name] = self.step + 1, self.n_images + n
+        self._moved.clear()
         self.step += 1
         self.n_images += n
 
     def _backward(self, runs: list[Iterator[Update]]) -> tuple[tuple[str, ...], Tensor] | None:
         """Advance every micro-batch by one update and accumulate its gradients; None when all have ended."""
         first, total = None, None
+        self._faults.clear()
         for i, updates in enumerate(runs):
-            with self._precision():
+            with autocast(self.device, self.plan.autocast):
                 update = next(updates, None)
             on = None if update is None else tuple(update.on)
             if i == 0:
@@ -192,20 +288,20 @@ class _Run:
                 continue
             if not update.loss.requires_grad:
                 raise self._no_gradient(on)
-            inputs = [p for name in on for p in self.params[name]]
-            (update.loss / len(runs)).backward(inputs=inputs)
+            name = "+".join(on)
+            inputs = [p for net in on for p in self.params[net]]
+            scaled = update.loss / len(runs)
+            if self.plan.autocast == "float16":
+                scaled = scaled.float() * self.scales.setdefault(name, LossScale()).value
+            scaled.backward(inputs=inputs)
             loss = update.loss.detach() / len(runs)
             total = loss if total is None else total + loss
-            for name, value in update.logs.items():
-                self.log(name, value)
+            for key, value in update.logs.items():
+                self.log(key, value)
             if update.levels is not None:
-                self.levels.add("+".join(on), *update.levels)
+                self.levels.add(name, *update.levels)
+                self._faults.append(update.levels)
         return None if first is None else (first, total)
-
-    def _precision(self) -> contextlib.AbstractContextManager:
-        if self.plan.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.plan.autocast))
 
     def _check(self, on: tuple[str, ...] | None) -> None:
         if on is not None and (not on or (set(on) - set(self.params))):
@@ -218,116 +314,103 @@ class _Run:
         )
 
     def _apply(self, on: tuple[str, ...], loss: Tensor, progress: Progress, n: int) -> None:
-        silent = [name for name in on if all(p.grad is None for p in self.params[name])]
+        silent = [net for net in on if all(p.grad is None for p in self.params[net])]
         if silent:
             raise self._no_gradient(silent)
-        loss = _average(loss, [p for name in on for p in self.params[name]])
+        name, params = "+".join(on), [p for net in on for p in self.params[net]]
+        loss = distributed.average_(loss, params)
+        scale = self.scales.get(name)
+        if scale is not None:
+            torch._foreach_mul_([p.grad for p in params if p.grad is not None], 1 / scale.value)
         norms = {}
-        for name in on:
-            grads = [p.grad for p in self.params[name] if p.grad is not None]
-            norms[name] = torch.nn.utils.get_total_norm(grads)
+        for net in on:
+            norms[net] = torch.nn.utils.get_total_norm([p.grad for p in self.params[net] if p.grad is not None])
         finite = bool(torch.isfinite(torch.stack([loss, *(v.to(loss.dtype) for v in norms.values())])).all())
+        overflow = not finite and scale is not None and scale.value > 1 and bool(torch.isfinite(loss))
+        if scale is not None:
+            self.log(f"loss_scale/{name}", scale.value)
+            scale.update(finite)
         if finite:
-            self.log(f"loss/{'+'.join(on)}", loss)
-            for name in on:
-                plan = self.plan.optimizer_of(name)
+            self.log(f"loss/{name}", loss)
+            for net in on:
+                plan = self.plan.optimizer_of(net)
                 if plan.clip is not None:
-                    torch.nn.utils.clip_grads_with_norm_(self.params[name], plan.clip, norms[name])
+                    torch.nn.utils.clip_grads_with_norm_(self.params[net], plan.clip, norms[net])
                 rate = plan.rate(progress, progress.n_images + n)
-                for group in self.optimizers[name].param_groups:
+                for group in self.optimizers[net].param_groups:
                     group["lr"] = rate
-                self.optimizers[name].step()
-                for ema in self.emas.values():
-                    ema.update(name, self.method.nets[name], step=self.step, n_images=progress.n_images, batch=n)
-                self.skips[name] = 0
-                self.log(f"grad_norm/{name}", norms[name])
-                self.log(f"lr/{name}", rate)
-        else:
-            self._skipped += 1
-            for name in on:
-                self.skips[name] += 1
-        for name in on:
-            for p in self.params[name]:
-                p.grad = None
-        worst = max(on, key=self.skips.__getitem__)
+                self.optimizers[net].step()
+                self._moved[net] = None
+                self.skips[net] = 0
+                self.log(f"grad_norm/{net}", norms[net])
+                self.log(f"lr/{net}", rate)
+        for p in params:
+            p.grad = None
+        if not finite:
+            self.skipped += 1
+        if not finite and not overflow:
+            self._skip(on, loss, norms)
+
+    def _skip(self, on: tuple[str, ...], loss: Tensor, norms: Mapping[str, Tensor]) -> None:
+        """Count an update that was not applied; too many in a row of one network end the run."""
+        for net in on:
+            self.skips[net] += 1
+        broken = [net for net in on if not torch.isfinite(norms[net])] or list(on)
+        worst = max(broken, key=self.skips.__getitem__)
+        samples, what = [], f"loss {float(loss):.3g}"
+        if torch.isfinite(loss):
+            what += f", but the gradient of {' and '.join(map(repr, broken))} is not finite"
+        elif self._faults:
+            sigma, each = (torch.cat([pair[i].detach().reshape(-1) for pair in self._faults]) for i in (0, 1))
+            bad = ~torch.isfinite(each)
+            samples = bad.nonzero()[:, 0].tolist()
+            if samples:
+                low, high = float(sigma[bad].min()), float(sigma[bad].max())
+                what += f" at sigma {low:.3g}" + (f" to {high:.3g}" if high > low else "")
+                what += f", {len(samples)} of {len(each)} samples"
         if self.skips[worst] > self.plan.max_skips:
             raise NonFinite(
                 f"network {worst!r}: {self.skips[worst]} updates in a row had a non-finite loss or gradient, the last "
-                f"at step {self.step} (loss {float(loss):.3g}). Lower the learning rate or clip the gradient.",
+                f"at step {self.step} ({what}). Lower the learning rate or clip the gradient.",
                 step=self.step,
+                samples=samples,
             )
+        if len(self.notices) < MOST_NOTICES:
+            self.notices.append(f"step {self.step}: the update of {'+'.join(on)} was skipped: {what}.")
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-        info = {
+    def about(self) -> dict[str, Any]:
+        """What a file of weights says of itself."""
+        return {
             "step": self.step,
             "n_images": self.n_images,
-            "seconds": self.seconds,
-            "skips": self.skips,
-            "plan": self.plan.to_dict(),
+            "averaged": {name: steps for name, (steps, _) in self.averaged.items()},
+            "sigma_rel": {name: ema.plan.sigma_rel for name, ema in self.emas.items()},
         }
+
+    def weights(self) -> dict[str, Tensor]:
         weights = {f"method.{key}": value for key, value in self.method.state_dict().items()}
         for name, ema in self.emas.items():
             weights |= {f"ema.{name}.{key}": value for key, value in ema.nets.state_dict().items()}
-        return info, weights, {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-
-    def restore(self, info: Mapping[str, Any], weights: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> None:
-        theirs, ours = info["plan"], json.loads(json.dumps(self.plan.to_dict()))
-        for key in ("batch_size", "accumulate", "optimizer", "optimizers", "emas", "seed"):
-            if not _same(theirs.get(key), ours[key]):
-                raise BadValue(
-                    f"the run to resume was started with {key}={theirs.get(key)!r}, not {ours[key]!r}; "
-                    "use the same plan or another folder."
-                )
-        try:
-            self.method.load_state_dict({k[7:]: v for k, v in weights.items() if k.startswith("method.")})
-            for name, ema in self.emas.items():
-                prefix = f"ema.{name}."
-                ema.nets.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
-        except RuntimeError as problem:
-            raise BadValue(f"the run to resume has other networks than this method: {problem}") from problem
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(optimizers[name])
-        self.step, self.n_images, self.seconds = info["step"], info["n_images"], info["seconds"]
-        self.skips = dict(info["skips"])
+        return weights
 
 
-def _same(saved: Any, now: Any) -> bool:
-    """Whether two settings agree; a field that the saved one has not heard of must have its default, AdamW."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        keys = saved.keys() | now.keys()
-        return all(_same(saved.get(k, NEW.get(k)), now.get(k)) for k in keys)
-    return saved == now
+MOST_NOTICES = 5
+"""Notices between two ticks; a run that skips more says so by its count."""
 
 
-NEW = {"kind": "adamw"}
-"""Fields added to plans since runs were first saved, with the value that those runs had."""
+def _row(tick: Tick) -> dict[str, Any]:
+    """A tick as a line of the log."""
+    row = {"step": tick.step, "n_images": tick.n_images, "seconds": round(tick.seconds, 3), **tick.logs}
+    if tick.levels:
+        row["levels"] = {name: levels.to_dict() for name, levels in tick.levels.items()}
+    if tick.estimate is not None:
+        row["estimate"] = tick.estimate.to_dict()
+    if tick.notices:
+        row["notices"] = list(tick.notices)
+    if tick.stopped:
+        row["stopped"] = tick.stopped
+    return row
 
 
 def _from(data: Iterable[Any], i: int) -> Iterable[Any]:
     return data.start(i) if hasattr(data, "start") else itertools.islice(iter(data), i, None)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _world() -> int:
-    return torch.distributed.get_world_size() if _distributed() else 1
-
-
-def _average(loss: Tensor, params: list[nn.Parameter]) -> Tensor:
-    """Average loss and gradients over processes in one flat all-reduce; the identity in a single process."""
-    if not _distributed():
-        return loss
-    # Parameters without a gradient here may have one elsewhere: every process sends the same layout.
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = torch.cat([loss.reshape(1).to(grads[0].dtype), *(g.reshape(-1) for g in grads)])
-    torch.distributed.all_reduce(flat)
-    flat /= _world()
-    for p, piece in zip(params, flat[1:].split([g.numel() for g in grads]), strict=True):
-        p.grad = piece.view_as(p)
-    return flat[0].to(loss.dtype)

@@ -101,6 +101,13 @@ class EmaPlan:
         if self.sigma_rel is not None and not 0 < self.sigma_rel < 0.28:
             raise BadValue(f"sigma_rel is {self.sigma_rel}; a power-function profile needs 0 < sigma_rel < 0.28.")
 
+    @classmethod
+    def per_step(cls, beta: float, batch_size: int, name: str = "ema") -> EmaPlan:
+        """The average that keeps a share `beta` of itself in every step of `batch_size` images, as many papers state it."""
+        if not 0 < beta < 1:
+            raise BadValue(f"the rate of an average per step is {beta}; it must lie between 0 and 1.")
+        return cls(name, half_life=batch_size * math.log(0.5) / math.log(beta), ramp_up=None)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -114,12 +121,21 @@ class Plan:
         emas: averages kept of every trained network.
         seed: of everything random in training.
         minutes: optional wall-clock budget; progress is then the larger of the two fractions, so the learning rate
-            still completes its decay. A run cut by time is not reproducible bit for bit.
+            still completes its decay. Evaluation is not counted. A run cut by time is not reproducible bit for bit.
         tick_steps: steps between two ticks (and log lines).
         checkpoint_steps: steps between two checkpoints; 0 for one at the end only.
-        keep: newest checkpoints to keep; None keeps all.
-        max_skips: non-finite updates in a row that are skipped before `NonFinite` is raised.
-        autocast: "bfloat16" runs the losses under autocast.
+        keep: newest checkpoints to keep, two so that a damaged one costs little; None keeps all.
+        checkpoint_at_close: also write one when the caller closes the iterator (or drops it) at a tick.
+        snapshot_steps: steps between two snapshots of the averages, which stay; 0 for none. See `snapshots`.
+        snapshot_raw: put the raw networks in the snapshots too.
+        evaluate_steps: steps between two calls of `train`'s `evaluate`; 0 for one at the end only.
+        patience: evaluations in a row without a new lowest value after which the run ends; None for no early stop.
+        tensorboard: write the log as TensorBoard events too.
+        max_skips: non-finite updates of a network in a row that are skipped before `NonFinite` is raised; 0 stops at
+            the first. Overflows that the float16 loss scale can still answer are skipped without being counted here.
+        autocast: "bfloat16" or "float16" runs the losses under autocast, float16 with dynamic loss scaling. Weights,
+            optimizers and averages stay in float32.
+        tf32: float32 matrix products on a GPU may round their factors to TF32.
         compile: compile the networks (slow to start; meant for long runs on a GPU).
     """
 
@@ -133,23 +149,35 @@ class Plan:
     minutes: float | None = None
     tick_steps: int = 100
     checkpoint_steps: int = 500
-    keep: int | None = 1
+    keep: int | None = 2
     max_skips: int = 20
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
     compile: bool = False
+    checkpoint_at_close: bool = False
+    snapshot_steps: int = 0
+    snapshot_raw: bool = False
+    evaluate_steps: int = 0
+    patience: int | None = None
+    tensorboard: bool = False
+    tf32: bool = False
 
     def __post_init__(self):
         for name in ("n_steps", "batch_size", "accumulate", "tick_steps"):
             if getattr(self, name) < 1:
                 raise BadValue(f"Plan.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("checkpoint_steps", "snapshot_steps", "evaluate_steps", "max_skips"):
+            if getattr(self, name) < 0:
+                raise BadValue(f"Plan.{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.patience is not None and self.patience < 1:
+            raise BadValue(f"Plan.patience is {self.patience}; it must be at least 1 evaluation, or None.")
         if self.keep is not None and self.keep < 1:
             raise BadValue(f"Plan.keep is {self.keep}; keep at least one checkpoint, or None for all.")
         if len({ema.name for ema in self.emas}) < len(self.emas):
             raise BadValue("two EMAs of a plan share a name; give each its own.")
         if self.minutes is not None and not self.minutes > 0:
             raise BadValue(f"Plan.minutes is {self.minutes}; it must be positive or None.")
-        if self.autocast not in (None, "bfloat16"):
-            raise BadValue(f"Plan.autocast is {self.autocast!r}; use 'bfloat16' or None.")
+        if self.autocast not in (None, "bfloat16", "float16"):
+            raise BadValue(f"Plan.autocast is {self.autocast!r}; use 'bfloat16', 'float16' or None.")
 
     def optimizer_of(self, net: str) -> OptimizerPlan:
         return self.optimizers.get(net, self.optimizer)
