@@ -103,8 +103,8 @@ class SamplerKnobs(param.Parameterized):
         objects=list(SOLVERS),
         doc="How one step is taken. Euler, DDIM and the multistep methods (ab, 2m, 3m, unipc, deis, ipndm) spend one network call per "
         "step, heun, midpoint, alpha2 and the two-stage methods (2s, dpm-solver-2, dpmpp-sde) two, third-order single steps three, "
-        "rk4 four; names with sde add fresh noise; jump is how consistency models and one-step generators are sampled. "
-        "Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364.",
+        "rk4 four; names with sde add fresh noise; jump is how consistency models and one-step generators are sampled, "
+        "chord is the rule of rectified flows++. Lu et al. 2022, arXiv 2211.01095; Karras et al. 2022, arXiv 2206.00364.",
     )
     n_steps = param.Integer(
         default=9,

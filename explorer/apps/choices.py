@@ -17,6 +17,7 @@ FAMILIES = {
     "multistep": "Multistep, one call a step",
     "singlestep": "Exponential, several calls a step",
     "adaptive": "Adaptive steps",
+    "chord": "For straightened flows",
 }
 NOISY, OTHER = "With fresh noise", "Other"
 EVEN_IN_TIME = "Even in time, down to 0"

@@ -24,6 +24,7 @@ from explorer.sampling.solvers import (
     SOLVERS,
     AdamsBashforth,
     Alpha2,
+    Chord,
     DPMpp1SDE,
     DPMpp2M,
     DPMpp2MSDE,
@@ -47,7 +48,7 @@ from explorer.sampling.solvers import (
 from explorer.sampling.solvers.adaptive import AdaptiveReport, AdaptiveSampler
 
 __all__ = [
-    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
+    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
     "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
     "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "ablation_sampler", "denoised_of",

@@ -1,6 +1,7 @@
 """Solvers: one class per method, listed once in SOLVERS."""
 
 from explorer.sampling.solve import Solver
+from explorer.sampling.solvers.chord import Chord
 from explorer.sampling.solvers.exponential import DDIM, DPMpp1SDE, DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE, UniPC
 from explorer.sampling.solvers.jumps import Jump
 from explorer.sampling.solvers.multistep import DEIS, IPNDM, AdamsBashforth, IPNDMv
@@ -34,10 +35,11 @@ SOLVERS: dict[str, type[Solver]] = {
     "euler-maruyama": EulerMaruyama,
     "predictor-corrector": PredictorCorrector,
     "jump": Jump,
+    "chord": Chord,
 }
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "RK4", "SOLVERS", "AdamsBashforth", "Alpha2", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
+    "DDIM", "DEIS", "IPNDM", "RK4", "SOLVERS", "AdamsBashforth", "Alpha2", "Chord", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
     "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "Heun", "Heun3",
     "IPNDMv", "Jump", "Midpoint", "PredictorCorrector", "UniPC",
 ]  # fmt: skip
