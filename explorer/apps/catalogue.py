@@ -12,7 +12,7 @@ from explorer.knobs import SamplerKnobs
 from explorer.live import data_of, metric_for
 from explorer.metrics.base import Metric
 from explorer.models import bundled
-from explorer.models.base import Denoiser
+from explorer.models.base import Model
 from explorer.sampling import device_of
 
 _lock = threading.Lock()
@@ -25,7 +25,9 @@ def names() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _names() -> tuple[str, ...]:
-    return (*bundled.names("denoiser"), *bundled.names("oracle"))  # reads every card
+    return tuple(
+        name for kind in ("denoiser", "consistency", "oracle") for name in bundled.names(kind)
+    )  # reads every card
 
 
 def default() -> str:
@@ -50,24 +52,22 @@ def _groups(names: tuple[str, ...]) -> list[dict]:
 
 
 def title(name: str) -> str:
-    """The name in words: "digits / class-conditional"."""
-    if name == "digits":
-        return "digits / class-conditional"
-    if name == "digits-uncond":
-        return "digits / unconditional"
-    kind, _, rest = name.partition("-")
-    words = {"toy": "trained", "oracle": "exact"}.get(kind)
-    return f"{rest.replace('-', ' ')} / {words}" if words and rest else name
+    """The name in words: "digits / class-conditional", "8gaussians / ict"."""
+    rest, data = name.removeprefix("toy-").removeprefix("oracle-"), data_of(name)
+    if not rest.startswith(data):
+        return name
+    words = {"digits": "class-conditional", "digits-uncond": "unconditional"}.get(name, rest[len(data) :].strip("-"))
+    return f"{data} / {words or ('exact' if name.startswith('oracle-') else 'trained')}"
 
 
-def model(name: str) -> Denoiser:
+def model(name: str) -> Model:
     """The model of that name, in evaluation mode; UnknownName where there is none."""
     with _lock:
         return _model(name)
 
 
 @lru_cache(maxsize=32)
-def _model(name: str) -> Denoiser:
+def _model(name: str) -> Model:
     return bundled.load(name).eval()
 
 

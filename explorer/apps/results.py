@@ -15,7 +15,7 @@ from explorer.errors import ExplorerError
 from explorer.knobs import SamplerKnobs
 from explorer.live import Live
 from explorer.metrics.base import Estimate, Metric
-from explorer.models.base import Denoiser
+from explorer.models.base import Model, affine
 from explorer.sampling import Seeds, denoised_of, labels_for
 
 N_PARTICLES = 400
@@ -142,7 +142,7 @@ def watched(job: Job, see: Callable = lambda *seen: None) -> Callable:
 
 
 @torch.inference_mode()
-def film(model: Denoiser, sampler, seed: int, labels, job: Job) -> Film:
+def film(model: Model, sampler, seed: int, labels, job: Job) -> Film:
     """Filmstrip of one seed."""
     path, frames = sampler.path_on(model), []
     seeds = Seeds([seed])
@@ -156,7 +156,7 @@ def film(model: Denoiser, sampler, seed: int, labels, job: Job) -> Film:
 
 
 @torch.inference_mode()
-def plane(model: Denoiser, sampler, knobs: SamplerKnobs, extent: float, job: Job) -> Plane:
+def plane(model: Model, sampler, knobs: SamplerKnobs, extent: float, job: Job) -> Plane:
     """Paths in the scale of the data: states are divided by alpha sqrt(1 + (sigma / r)^2), which keeps noise on the canvas."""
     path, states, fields = sampler.path_on(model), [], []
     moved = model.on(path)
@@ -173,7 +173,9 @@ def plane(model: Denoiser, sampler, knobs: SamplerKnobs, extent: float, job: Job
         states.append((x / scale(t)).float())
         # On the canvas a particle moves by the velocity of x / scale; its direction towards data is what is drawn.
         here, there = mesh * scale(t), t_next
-        ahead = here + (there - t) * moved.velocity(here, t, mesh_cond)
+        # For a flow map that is where it jumps to, for a denoiser the same as its velocity.
+        a, b = path.convert("x0", "velocity", t)
+        ahead = here + (there - t) * affine(a, here, b, moved.denoise(here, t, mesh_cond))
         fields.append((ahead / scale(there) - mesh).float())
 
     end = sampler.sample(model, seeds.normal(tuple(model.shape)), cond, rng=seeds, observe=watched(job, see))

@@ -23,10 +23,10 @@ from torch import Tensor
 from explorer.apps import catalogue
 from explorer.apps.worker import Failure, Job
 from explorer.data import load_dataset
-from explorer.errors import ExplorerError
+from explorer.errors import BadValue, ExplorerError
 from explorer.knobs import SamplerKnobs
 from explorer.live import data_of as data_name
-from explorer.models.base import Cond, Denoiser
+from explorer.models.base import Cond, Denoiser, FlowMap, Model
 from explorer.process.paths import Linear
 from explorer.sampling import Sampler, Seeds, device_of
 from explorer.trajectory import dataset as labelled
@@ -52,14 +52,14 @@ class Stopped(ExplorerError):
     """The job was cancelled."""
 
 
-class Watched(Denoiser):
-    """The same model inside a job: counts its own calls, hands the baton on after each, and stops with the job.
+class Watching:
+    """A model inside a job: counts its own calls, hands the baton on after each, and stops with the job.
 
     Args:
         work: network rows (samples times evaluations) that the whole job will take, for its progress.
     """
 
-    def __init__(self, base: Denoiser, job: Job, work: float = 0.0):
+    def __init__(self, base: Model, job: Job, work: float = 0.0):
         super().__init__()
         # A tuple hides it from `modules()`: calls that other jobs make of the shared base are not counted here.
         self._base, self._job, self._work, self._rows = (base,), job, work, 0.0
@@ -70,15 +70,28 @@ class Watched(Denoiser):
     def calls_at(self, t: float) -> int:
         return self._base[0].calls_at(t)
 
-    def predict(self, x_t, t, cond=None):
+    def _asked(self, ask, x_t, t, *rest):
         if self._job.stop.is_set():
             raise Stopped("stopped")
-        out = self._base[0].predict(x_t, t, cond)
+        out = ask(x_t, t, *rest)
         calls = 1 if isinstance(t, Tensor) else self.calls_at(t)
         self._calls[0] += calls
         self._rows += calls * len(x_t)
         self._job.between(min(0.99, self._rows / self._work) if self._work else 0.0)
         return out
+
+
+class Watched(Watching, Denoiser):
+    def predict(self, x_t, t, cond=None):
+        return self._asked(self._base[0].predict, x_t, t, cond)
+
+
+class WatchedMap(Watching, FlowMap):
+    def jump(self, x_t, t, r, cond=None):
+        return self._asked(self._base[0].jump, x_t, t, r, cond)
+
+    def on(self, path):
+        return self if path == self.path else WatchedMap(self._base[0].on(path), self._job, self._work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +187,7 @@ class Scene:
     field: np.ndarray | None
 
 
-def scene(model: Denoiser, plane: Plane, extent: float, sigma_max: float, label: int | None) -> Scene:
+def scene(model: Model, plane: Plane, extent: float, sigma_max: float, label: int | None) -> Scene:
     """Density and velocity around the paths of a model, evenly spaced in t."""
     scale = scale_for(extent)
     top = sigma_max / (sigma_max + scale)
@@ -201,7 +214,7 @@ def _levels(density: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _field(model: Denoiser, sigma: float, extent: float, scale: float, label: int | None) -> np.ndarray:
+def _field(model: Model, sigma: float, extent: float, scale: float, label: int | None) -> np.ndarray:
     """-dz/dt on a G x G grid, (G, G, 2): towards data. dz/dt = s eps - x0 with both as the model believes them."""
     edge = (torch.arange(FIELD_SIDE, dtype=torch.float64) + 0.5) / FIELD_SIDE * 2 * extent - extent
     z = torch.stack(torch.meshgrid(edge, edge, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -260,7 +273,7 @@ def cond_of(ds: xr.Dataset) -> Cond:
     return None if bool((ds.label < 0).all()) else torch.as_tensor(ds.label.values)
 
 
-def work(model: Denoiser, sampler: Sampler, n: int, todo: tuple[str, ...]) -> float:
+def work(model: Model, sampler: Sampler, n: int, todo: tuple[str, ...]) -> float:
     """Network rows that the stages will take, about."""
     kind, nfe = kind_of(model.shape), sampler.nfe(model)
     rows = {
@@ -292,7 +305,7 @@ def stages(
     """
     model, sampler = knobs.build(catalogue.model(model_name))
     kind, plane = kind_of(model.shape), plane_of(model_name)
-    watched = Watched(model, job, work(model, sampler, n, todo))
+    watched = (WatchedMap if isinstance(model, FlowMap) else Watched)(model, job, work(model, sampler, n, todo))
     keep = ("x", "slope") if kind == "points" else ("x", "x0_hat")
     batch = 2048 if kind == "points" else 128
 
@@ -333,15 +346,19 @@ def joined(first: xr.Dataset, rest: xr.Dataset) -> xr.Dataset:
     return xr.concat([first, rest], "sample", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 
-def budget(ds: xr.Dataset, model: Denoiser, model_name: str) -> xr.Dataset:
+def budget(ds: xr.Dataset, model: Model, model_name: str) -> xr.Dataset:
     """Where the cost of the independent coupling goes, from the first samples of a run; see `coupling.budget`."""
+    if isinstance(model, FlowMap):
+        raise BadValue(
+            f"{model.name or 'This model'} is a flow map: it has no velocity, against which the cost of a coupling could be split."
+        )
     kind = kind_of(model.shape)
     few = ds.isel(sample=slice(N_BUDGET[kind]))
     data = drawn_data(model_name, few.label.values, int(few.seed[0]))
     return cost_budget(few, model, data, cond_of(few), n_times=BUDGET_TIMES[kind])
 
 
-def errors(ds: xr.Dataset, model: Denoiser) -> xr.Dataset:
+def errors(ds: xr.Dataset, model: Model) -> xr.Dataset:
     """Which step cost what, from the first samples of a run: exact where few steps make it cheap, else to first order."""
     few = ds.isel(sample=slice(N_ERRORS[kind_of(model.shape)]))
     substeps = 4 if few.sizes["step"] < FINE else 2
