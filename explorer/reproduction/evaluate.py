@@ -31,19 +31,37 @@ CLASSIFIERS = {"digits": "digits-cnn"}
 """Feature space and classifier of each labelled image data set."""
 
 
-def evaluate(model: Model, train: Dataset, test: Dataset, sampler: Sampler, *, draws: int = 20) -> dict[str, Any]:
+def evaluate(
+    model: Model, train: Dataset, test: Dataset, sampler: Sampler, *, more: tuple[Sampler, ...] = (), draws: int = 20
+) -> dict[str, Any]:
     """Card entries "metrics" and, for images, "memorisation".
 
     Args:
         model: on any device; samples come from seeds never used in training.
         train, test: both splits; each of the `draws` sets of samples has the size of the test split.
+        more: further samplers, of which only the distance is measured: on the same noise, one row each.
     """
     n = len(test) if train.name in CLASSIFIERS else 1000
     chunks = [_samples(model, sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
     about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
     if train.name in CLASSIFIERS:
-        return _images(model, chunks, train, test, about)
-    return {"metrics": _points(chunks, train, about)}
+        entries = _images(model, chunks, train, test, about)
+    else:
+        entries = {"metrics": _points(chunks, train, about)}
+    for other in more:
+        x = _samples(model, other, range(FIRST_SEED, FIRST_SEED + n * draws))
+        about = {"nfe": other.nfe(model), "sampler": other.to_dict()}
+        if train.name in CLASSIFIERS:
+            space = _space(train)
+            reference = Reference.of(space, train.x, data=f"{train.name}/train")
+            entries["metrics"].append({**row(frechet(space, reference, x)), **about, "reference": reference.data})
+        else:
+            entries["metrics"] += [r for r in _points(list(x.split(n)), train, about) if "nfe" in r]
+    return entries
+
+
+def _space(data: Dataset) -> FeatureSpace:
+    return feature_space(CLASSIFIERS[data.name], data.shape)
 
 
 def _samples(model: Model, sampler: Sampler, seeds: range) -> Tensor:

@@ -124,6 +124,7 @@ class Recipe:
         measure: exported network -> card entries; None measures samples, see `explorer.reproduction.evaluate`.
         needs: what must exist first, by the name under which `method` and `stream` receive it.
         stream: (data, plan, **needs) -> endless batches, as `Loader` gives them; None shuffles the data.
+        more: further samplers its quality is stated with, such as one, two and four steps.
         knobs: sampler knobs to suggest with the model, see `SamplerKnobs`.
         parameters: of the network in the paper, where it says so.
     """
@@ -140,6 +141,7 @@ class Recipe:
     measure: Callable[[nn.Module], dict[str, Any]] | None = None
     needs: Mapping[str, Need] = field(default_factory=dict)
     stream: Callable[..., Iterable[Batch]] | None = None
+    more: tuple[Sampler, ...] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     parameters: float | None = None
 

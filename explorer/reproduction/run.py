@@ -74,7 +74,7 @@ def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None 
         measured = recipe.measure(model)
     else:
         splits = load_dataset(recipe.data), load_dataset(recipe.data, "test")
-        measured = evaluate(model, *splits, recipe.sampler, draws=draws)
+        measured = evaluate(model, *splits, recipe.sampler, more=recipe.more, draws=draws)
     card = {
         "data": recipe.data,
         "recipe": {
