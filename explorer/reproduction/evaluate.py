@@ -44,14 +44,12 @@ def evaluate(
     n = len(test) if train.name in CLASSIFIERS else 1000
     chunks = [_samples(model, sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
     about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
-    if train.name in CLASSIFIERS:
-        entries = _images(model, chunks, train, test, about)
-    else:
-        entries = {"metrics": _points(chunks, train, about)}
+    images = train.name in CLASSIFIERS
+    entries = _images(model, chunks, train, test, about) if images else {"metrics": _points(chunks, train, about)}
     for other in more:
         x = _samples(model, other, range(FIRST_SEED, FIRST_SEED + n * draws))
         about = {"nfe": other.nfe(model), "sampler": other.to_dict()}
-        if train.name in CLASSIFIERS:
+        if images:
             space = _space(train)
             reference = Reference.of(space, train.x, data=f"{train.name}/train")
             entries["metrics"].append({**row(frechet(space, reference, x)), **about, "reference": reference.data})
