@@ -83,7 +83,7 @@ class Loader:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.augment, self.fresh = rank, world, augment, fresh
         self.position = 0
-        self._epoch: tuple[int, Tensor] | None = None
+        self._shuffle = Shuffle(len(dataset), seed)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `position` on; `position` is the index of the next one."""
@@ -102,7 +102,7 @@ class Loader:
             whole, labels = self.dataset.draw(self.batch_size, self._generator(i, 0))
             x, labels = whole[self.rank :: self.world], None if labels is None else labels[self.rank :: self.world]
         else:
-            rows = self._rows(range(i * self.batch_size + self.rank, (i + 1) * self.batch_size, self.world))
+            rows = self._shuffle.rows(range(i * self.batch_size + self.rank, (i + 1) * self.batch_size, self.world))
             x = self.dataset.x[rows]
             labels = None if self.dataset.labels is None else self.dataset.labels[rows]
         if self.augment is not None:
@@ -132,21 +132,28 @@ class Loader:
             "fresh": self.fresh,
         }
 
-    def _rows(self, positions: range) -> Tensor:
-        """Indices into the data set of positions in the endless shuffled stream."""
-        size = len(self.dataset)
+    def _generator(self, i: int, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix(self.seed, i, purpose, 1))
+
+
+class Shuffle:
+    """Endless shuffled indices 0..size-1: a new permutation every epoch, each a function of (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def rows(self, positions: range) -> Tensor:
+        """Indices at positions in the stream, (len(positions),) int64."""
         place = torch.tensor(positions)
-        epochs = place // size
-        return torch.cat([self._order(e)[place[epochs == e] % size] for e in epochs.unique().tolist()])
+        epochs = place // self.size
+        return torch.cat([self._order(e)[place[epochs == e] % self.size] for e in epochs.unique().tolist()])
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._epoch = epoch, torch.randperm(len(self.dataset), generator=generator)
+            self._epoch = epoch, torch.randperm(self.size, generator=generator)
         return self._epoch[1]
-
-    def _generator(self, i: int, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mix(self.seed, i, purpose, 1))
 
 
 def mix(*parts: int) -> int:
