@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 import torch
+from desks import PATIENCE, Desk
 
 pytest.importorskip("panel")
 
@@ -25,29 +26,18 @@ from explorer.knobs import SamplerKnobs, names
 from explorer.sampling import GRIDS, SOLVERS
 
 POINTS, IMAGES = "oracle-8gaussians", "oracle-digits"
-PATIENCE = 120.0  # seconds before a wait counts as hung; shared machines stall
 
 
-class Desk:
-    """One session with its page, whose thread is the test's."""
+class LabDesk(Desk):
+    """One session with its page."""
 
     def __init__(self, worker: Worker, cache: Cache | None = None):
-        self.calls: queue.Queue = queue.Queue()
+        super().__init__()
         self.session = Session(worker, self.calls.put, cache or Cache())
         self.lab = SamplerLab(self.session)
 
-    def send(self, type: str, **message) -> None:
-        self.lab.receive({"type": type, **message})
-
-    def until(self, ready) -> None:
-        """Runs what the worker has posted until `ready()`."""
-        end = time.monotonic() + PATIENCE
-        while not ready():
-            assert time.monotonic() < end, f"waited in vain; error: {self.session.error}"
-            try:
-                self.calls.get(timeout=0.05)()
-            except queue.Empty:
-                continue
+    def failures(self) -> object:
+        return self.session.error
 
     def settle(self) -> None:
         self.until(lambda: not self.session.running)
@@ -78,7 +68,7 @@ def worker():
 
 @pytest.fixture
 def desk(worker):
-    return Desk(worker)
+    return LabDesk(worker)
 
 
 def test_opening_measures_and_shows_the_number_with_its_error_and_n(desk):
@@ -135,7 +125,7 @@ def test_returning_to_a_seen_setting_starts_nothing(desk):
 
 def test_a_second_visitor_gets_seen_settings_at_once(worker):
     cache = Cache()
-    first, second = Desk(worker, cache), Desk(worker, cache)
+    first, second = LabDesk(worker, cache), LabDesk(worker, cache)
     first.open()
     first.settle()
     second.open()
@@ -144,7 +134,7 @@ def test_a_second_visitor_gets_seen_settings_at_once(worker):
 
 def test_more_samples_go_on_from_those_that_are_there(worker):
     model = catalogue.model(POINTS)
-    desk, fresh = Desk(worker), Desk(worker)
+    desk, fresh = LabDesk(worker), LabDesk(worker)
     desk.open(n=256, n_steps=4)
     desk.settle()
     first = desk.session.result
@@ -177,7 +167,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(desk):
 
 def test_a_second_visitor_goes_on_from_what_the_first_has_measured(worker):
     cache = Cache()
-    first, second = Desk(worker, cache), Desk(worker, cache)
+    first, second = LabDesk(worker, cache), LabDesk(worker, cache)
     first.open(n=256, n_steps=3)
     first.settle()
     second.open(n=512, n_steps=3)
@@ -203,7 +193,7 @@ def test_cancel_keeps_what_was_measured(desk):
 
 
 def test_two_sessions_share_the_machine_fairly(worker):
-    long, short = Desk(worker), Desk(worker)
+    long, short = LabDesk(worker), LabDesk(worker)
     long.open(n=10000, n_steps=40)
     long.until(lambda: long.session.result.live is not None)
     short.open(n_steps=5)
@@ -429,7 +419,7 @@ def test_models_change_and_knobs_that_cannot_follow_are_named(desk):
 
 def test_links_reopen_exactly_this_view(worker):
     cache = Cache()
-    one, two = Desk(worker, cache), Desk(worker, cache)
+    one, two = LabDesk(worker, cache), LabDesk(worker, cache)
     one.open(n_steps=6, rho=3.5, solver="edm-stochastic", s_churn=12, guidance=1.25, label=2)
     one.settle()
     one.send("pin")
@@ -454,7 +444,7 @@ def test_broken_links_open_the_default_view_and_say_so(desk, link):
 
 
 def test_exported_state_restores_setting_and_number(worker):
-    one, two = Desk(worker), Desk(worker)
+    one, two = LabDesk(worker), LabDesk(worker)
     one.open(n_steps=5, rho=4)
     one.settle()
     one.send("pin")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import queue
 import struct
 import time
 import zipfile
@@ -13,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from desks import Desk
 
 pytest.importorskip("panel")
 
@@ -29,29 +29,18 @@ from explorer.sampling.solvers import Euler
 from explorer.trajectory import data_of, load, noise_of, record, straightness
 
 POINTS, IMAGES = "oracle-8gaussians", "oracle-digits"
-PATIENCE = 120.0  # seconds before a wait counts as hung; shared machines stall
 
 
-class Desk:
-    """One store with its page, whose thread is the test's."""
+class LabDesk(Desk):
+    """One store with its page."""
 
     def __init__(self, worker: Worker, runs: Runs | None = None):
-        self.calls: queue.Queue = queue.Queue()
+        super().__init__()
         self.store = Trajectories(worker, self.calls.put, None, runs or Runs())
         self.lab = TrajectoryLab(self.store)
 
-    def send(self, type: str, **message) -> None:
-        self.lab.receive({"type": type, **message})
-
-    def until(self, ready) -> None:
-        end = time.monotonic() + PATIENCE
-        while not ready():
-            failures = [self.store.error, *(t.error for t in self.store.tracks)]
-            assert time.monotonic() < end, f"waited in vain; {failures}"
-            try:
-                self.calls.get(timeout=0.02)()
-            except queue.Empty:
-                continue
+    def failures(self) -> object:
+        return [self.store.error, *(t.error for t in self.store.tracks)]
 
     def settle(self) -> None:
         self.until(lambda: not self.store.busy)
@@ -87,7 +76,7 @@ def worker():
 
 @pytest.fixture
 def desk(worker):
-    return Desk(worker)
+    return LabDesk(worker)
 
 
 def unpacked(block: bytes) -> dict:
@@ -276,7 +265,7 @@ def test_the_cross_keeps_what_was_found_and_the_rest_can_follow(desk):
 
 def test_two_sessions_are_independent_and_share_what_is_known(worker):
     runs = Runs()
-    one, two = Desk(worker, runs), Desk(worker, runs)
+    one, two = LabDesk(worker, runs), LabDesk(worker, runs)
     one.open({"n_steps": 3})
     one.settle()
     two.open({"n_steps": 3}, {"n_steps": 2})
@@ -455,7 +444,7 @@ def test_models_side_by_side_draw_samples_of_one_shape(desk):
 
 def test_links_reopen_exactly_this_view(worker):
     runs = Runs()
-    one, two = Desk(worker, runs), Desk(worker, runs)
+    one, two = LabDesk(worker, runs), LabDesk(worker, runs)
     one.open({"n_steps": 4, "rho": 3.5}, {"n_steps": 2, "solver": "euler", "sigma_max": 40})
     one.settle()
     one.send("seed", value=12)
@@ -633,7 +622,7 @@ def test_watched_counts_its_own_calls_and_stops_with_its_job(worker):
 
 def test_the_cache_forgets_the_longest_unused_when_it_takes_too_much_room(worker):
     runs = Runs(limit=1)
-    desk = Desk(worker, runs)
+    desk = LabDesk(worker, runs)
     desk.open({"n_steps": 1})
     for steps in range(2, 14):
         desk.send("drag", slot=0, knob="n_steps", value=steps)
