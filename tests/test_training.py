@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from explorer.data import Batch, Dataset, Loader
-from explorer.errors import BadFile, BadValue, ExplorerError, NonFinite, UnknownName
+from explorer.data import Batch
+from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.training import (
     EmaPlan,
     Method,
@@ -18,55 +18,11 @@ from explorer.training import (
     Update,
     ema_,
     load_checkpoint,
-    power_gamma,
     read_log,
-    save_checkpoint,
     train,
 )
-from explorer.training.ema import exponential_beta, power_beta
 from explorer.training.loop import _Run
-
-
-class Regression(Method):
-    """Least squares, optionally with dropout and noise so that every source of randomness is in play."""
-
-    def __init__(self, dim=3, dropout=0.0, noise=0.0, dtype=torch.float64):
-        super().__init__()
-        torch.manual_seed(0)
-        self.nets = nn.ModuleDict({"net": nn.Sequential(nn.Linear(dim, 1, dtype=dtype), nn.Dropout(dropout))})
-        self.noise = noise
-
-    def updates(self, batch, progress):
-        eps = torch.randn(batch.x0.shape, generator=progress.generator, dtype=batch.x0.dtype)
-        y = self.nets["net"](batch.x0 + self.noise * eps)
-        yield Update(("net",), (y - batch.noise).square().mean(), {"mean": y.mean()})
-
-    def export(self, nets):
-        return nets["net"]
-
-
-def line(n=64, dim=3, seed=0, dtype=torch.float64):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, dim, generator=g, dtype=dtype)
-    weight = torch.arange(1.0, dim + 1, dtype=dtype)[:, None]
-    return Batch(x, noise=x @ weight + 0.5)
-
-
-class Repeat:
-    def __init__(self, batch):
-        self.batch = batch
-
-    def __iter__(self):
-        while True:
-            yield self.batch
-
-
-def run(method, data, plan, run_dir=None):
-    return list(train(method, data, plan, run_dir))
-
-
-def weights(method):
-    return torch.cat([p.detach().reshape(-1).clone() for p in method.parameters()])
+from tests.regressions import Regression, Repeat, line, noisy, run, weights
 
 
 def test_linear_regression_reaches_the_closed_form():
@@ -177,39 +133,6 @@ def test_unknown_network_names_are_refused():
         run(Regression(), Repeat(line()), Plan(1, optimizers={"generator": OptimizerPlan()}))
 
 
-def test_exponential_ema_follows_its_closed_form():
-    method, plan = Regression(), Plan(6, optimizer=OptimizerPlan(lr=0.1), tick_steps=1, emas=(EmaPlan(half_life=100),))
-    expected = None
-    for i, tick in enumerate(train(method, Repeat(line()), plan)):
-        beta = 0.5 ** (64 / max(min(100, 0.05 * 64 * i), 1e-8))
-        expected = weights(method) if i == 0 else beta * expected + (1 - beta) * weights(method)
-        assert torch.allclose(weights(tick.emas["ema"]), expected, atol=1e-14)
-    assert exponential_beta(0, 64, 100, 0.05) == 0 and exponential_beta(10**6, 50, 100, 0.05) == pytest.approx(0.5**0.5)
-
-
-def test_power_ema_of_the_step_index_is_the_mean_of_its_profile():
-    # theta(tau) = tau under the density ~ tau^gamma on [0, t]: mean (gamma + 1)/(gamma + 2) t, std sigma_rel t.
-    gamma, average, square = power_gamma(0.1), 0.0, 0.0
-    for step in range(1, 20_001):
-        beta = power_beta(step, gamma)
-        average, square = beta * average + (1 - beta) * step, beta * square + (1 - beta) * step**2
-    assert average / 20_000 == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-3)
-    assert math.sqrt(square - average**2) / 20_000 == pytest.approx(0.1, rel=1e-2)
-    assert power_gamma(0.1) == pytest.approx(6.94, abs=0.01) and power_gamma(0.05) == pytest.approx(16.97, abs=0.01)
-
-
-def noisy():
-    batch = line(n=40, dtype=torch.float32)
-    method = Regression(dropout=0.3, noise=0.1, dtype=torch.float32)
-
-    class Pairs(Loader):
-        def batch(self, i):
-            rows = super().batch(i)
-            return Batch(rows.x0[:, :3], noise=rows.x0[:, 3:])
-
-    return method, Pairs(Dataset("pairs", torch.cat([batch.x0, batch.noise], 1)), 16, seed=5)
-
-
 def test_resume_is_bit_for_bit(tmp_path):
     emas = (EmaPlan(half_life=64), EmaPlan("wide", sigma_rel=0.1))
     plan = Plan(10, 16, accumulate=2, emas=emas, tick_steps=1, checkpoint_steps=5, seed=3)
@@ -252,72 +175,6 @@ def test_dropout_leaves_the_callers_global_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_damaged_checkpoints_are_refused_before_use(tmp_path):
-    method, data = noisy()
-    run(method, data, Plan(2, 16), tmp_path)
-    (file,) = tmp_path.glob("step-*.safetensors")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(BadFile, match="not the file"):
-        run(method, data, Plan(4, 16), tmp_path)
-    file.write_bytes(whole)
-    (tmp_path / "step-000000002.json").write_text("[]")
-    with pytest.raises(BadFile):
-        load_checkpoint(tmp_path)
-
-
-class Payload:
-    def __reduce__(self):
-        return (open, ("/tmp/explorer-should-not-exist", "w"))
-
-
-def test_optimizer_files_cannot_run_code(tmp_path):
-    save_checkpoint(tmp_path, {"step": 1}, {"w": torch.zeros(1)}, {"net": Payload()})
-    with pytest.raises(BadFile):
-        load_checkpoint(tmp_path)
-    from pathlib import Path
-
-    assert not Path("/tmp/explorer-should-not-exist").exists()
-
-
-def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, {"step": 1}, {"w": torch.ones(1)}, {})
-
-    def full(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("explorer.training.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(tmp_path, {"step": 2}, {"w": torch.zeros(1)}, {})
-    assert load_checkpoint(tmp_path).info["step"] == 1
-    assert not list(tmp_path.glob(".*"))
-
-
-class Exploding(Regression):
-    def __init__(self, bad):
-        super().__init__()
-        self.bad = bad
-
-    def updates(self, batch, progress):
-        loss = self.nets["net"](batch.x0).square().mean()
-        yield Update(("net",), loss * math.nan if progress.step in self.bad else loss)
-
-
-def test_a_non_finite_update_is_skipped_and_counted():
-    method = Exploding({1})
-    seen = [(weights(method), None)]
-    for tick in train(method, Repeat(line()), Plan(3, tick_steps=1)):
-        seen.append((weights(method), tick.logs.get("skipped")))
-    assert torch.equal(seen[1][0], seen[2][0]) and not torch.equal(seen[2][0], seen[3][0])
-    assert [s for _, s in seen[1:]] == [0, 1, 0]
-
-
-def test_too_many_non_finite_updates_in_a_row_name_step_and_network():
-    with pytest.raises(NonFinite, match="'net'.*step 8") as caught:
-        run(Exploding(set(range(4, 20))), Repeat(line()), Plan(20, max_skips=4))
-    assert caught.value.step == 8
-
-
 def test_learning_rate_schedules():
     at = lambda plan, n, f: plan.rate(Progress(0, n, f))  # noqa: E731
     assert at(OptimizerPlan(lr=2.0, warmup_images=100), 25, 0.0) == 0.5
@@ -339,27 +196,6 @@ def test_clipping_bounds_the_gradient_that_reaches_the_optimizer():
     state.optimizers["net"].register_step_pre_hook(lambda *_: seen.extend(p.grad.norm() for p in method.parameters()))
     state.one_step(line())
     assert float(torch.stack(seen).norm()) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_two_processes_average_to_the_full_batch(tmp_path):
-    from torch import multiprocessing as mp
-
-    mp.start_processes(_worker, (str(tmp_path),), nprocs=2, start_method="fork")
-    method = Regression()
-    run(method, Repeat(line()), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
-    for rank in range(2):
-        theirs = torch.tensor(json.loads((tmp_path / f"{rank}.json").read_text()), dtype=torch.float64)
-        assert (theirs - weights(method)).abs().max() < 1e-12
-
-
-def _worker(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    method = Regression()
-    run(method, Repeat(line().chunk(2)[rank]), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
-    with open(f"{folder}/{rank}.json", "w") as stream:
-        json.dump(weights(method).tolist(), stream)
-    torch.distributed.destroy_process_group()
 
 
 def by_hand(kind, batch, steps):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -61,13 +62,21 @@ def write_atomic(file: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, file)
     # safetensors and torch report a full disk in their own ways.
     except (OSError, RuntimeError, safetensors.SafetensorError) as problem:
-        raise BadFile(
-            f"{file} could not be written: {problem}. What was saved before is intact; make room or choose another "
-            "folder, and run again to resume."
-        ) from problem
+        raise unwritten(file, problem) from problem
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def unwritten(file: Path, problem: Exception) -> BadFile:
+    """The error to raise when a file of a run cannot be written; torch's own message does not say that a disk is full."""
+    room = "its folder cannot be asked for free space"
+    with contextlib.suppress(OSError):
+        room = f"{shutil.disk_usage(file.parent).free / 2**20:.0f} MiB are free there"
+    return BadFile(
+        f"{file} could not be written ({room}): {problem}. What was saved before is intact; make room or choose "
+        "another folder, and run again to resume."
+    )
 
 
 def sweep(run_dir: Path) -> None:
@@ -107,12 +116,18 @@ def save_checkpoint(
     files = {name: sha256(run_dir / name) for name in (f"{stem}.safetensors", f"{stem}.optim.pt")}
     text = json.dumps({**info, "files": files}, indent=1)
     write_atomic(run_dir / f"{stem}.json", lambda file: file.write_text(text))
-    if keep is not None:
-        kept = {file.stem for file in _indexes(run_dir)[-keep:]}
-        # Indexes go first: what a killed process leaves behind is then a file without an index, gone with the next save.
-        for old in sorted(run_dir.glob("step-*"), key=lambda file: file.suffix != ".json"):
-            if old.name.split(".")[0] not in kept and old.name.endswith((".json", ".safetensors", ".optim.pt")):
-                old.unlink(missing_ok=True)
+    prune(run_dir, keep)
+
+
+def prune(run_dir: Path, keep: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints (None: keep all) and what belongs to none."""
+    run_dir = Path(run_dir)
+    if not (kept := {file.stem for file in _indexes(run_dir)[-(keep or 0) :]}):
+        return
+    # Indexes go first: what a killed process leaves behind is then a file without an index, removed the next time.
+    for old in sorted(run_dir.glob("step-*"), key=lambda file: file.suffix != ".json"):
+        if old.name.split(".")[0] not in kept and old.name.endswith((".json", ".safetensors", ".optim.pt")):
+            old.unlink(missing_ok=True)
     (run_dir / OLD_INDEX).unlink(missing_ok=True)
 
 

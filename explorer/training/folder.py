@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explorer import __version__
 from explorer.training import distributed
-from explorer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, set_aside, sweep
+from explorer.training.checkpoint import Checkpoint, load_checkpoint, prune, save_checkpoint, set_aside, sweep
 from explorer.training.log import RunLog
 from explorer.training.plan import Plan
 from explorer.training.weights import BEST, save_weights
@@ -49,6 +49,7 @@ class RunFolder:
             sweep(self.dir)
             if self.saved is not None and self.saved.notice:
                 set_aside(self.dir, self.saved_step)
+            prune(self.dir, self.plan.keep)
             self.log = RunLog(self.dir, resume_step=max(self.saved_step, 0), tensorboard=self.plan.tensorboard)
         self.saved = None  # as large as the networks
 

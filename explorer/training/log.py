@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from explorer.errors import BadFile, MissingExtra
-from explorer.training.checkpoint import write_atomic
+from explorer.errors import MissingExtra
+from explorer.training.checkpoint import unwritten, write_atomic
 
 
 class RunLog:
@@ -30,9 +30,7 @@ class RunLog:
             with self.file.open("a") as stream:
                 stream.write(_line(row))
         except OSError as problem:
-            raise BadFile(
-                f"{self.file} could not be written: {problem}. Make room and run again to resume."
-            ) from problem
+            raise unwritten(self.file, problem) from problem
         if self.board is not None:
             for name, value in row.items():
                 if name == "estimate":
