@@ -15,16 +15,17 @@ from explorer.models import bundled
 from explorer.models.base import Model
 from explorer.sampling import device_of
 
+KEPT = "Kept from your runs"
 _lock = threading.Lock()
 
 
 def names() -> list[str]:
     """Models that can be sampled from: trained ones, then exact ones."""
-    return list(_names())
+    return list(_names(bundled.stamp()))
 
 
 @lru_cache(maxsize=1)
-def _names() -> tuple[str, ...]:
+def _names(stamp: tuple) -> tuple[str, ...]:
     return tuple(
         name for kind in ("denoiser", "consistency", "oracle") for name in bundled.names(kind)
     )  # reads every card
@@ -37,16 +38,17 @@ def default() -> str:
 
 def groups() -> list[dict]:
     """Models for a picker: [{"title", "items": [{"name", "title"}]}]."""
-    return _groups(tuple(names()))
+    return _groups(tuple(names()), bundled.stamp())
 
 
 @lru_cache(maxsize=4)
-def _groups(names: tuple[str, ...]) -> list[dict]:
-    kinds: dict[str, list[dict]] = {"Digits, 8 × 8": [], "Points in the plane": [], "Exact, no network": []}
+def _groups(names: tuple[str, ...], stamp: tuple) -> list[dict]:
+    kinds: dict[str, list[dict]] = {"Digits, 8 × 8": [], "Points in the plane": [], "Exact, no network": [], KEPT: []}
     for name in names:
         card = bundled.card(name)
         exact, flat = card["kind"] == "oracle", len(card.get("shape", ())) == 1
         group = "Exact, no network" if exact else "Points in the plane" if flat else "Digits, 8 × 8"
+        group = KEPT if card.get("run") else group
         kinds[group].append({"name": name, "title": title(name)})
     return [{"title": kind, "items": items} for kind, items in kinds.items() if items]
 

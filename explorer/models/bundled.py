@@ -58,8 +58,18 @@ def names(kind: str | None = None) -> tuple[str, ...]:
     """Names of the bundled models, optionally of one kind: "denoiser" or "consistency" (trained), "oracle" (exact), "classifier"."""
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind of model", kind, KINDS)
-    found = sorted({file.stem for folder in _folders() for file in folder.glob("*.json")})
-    return tuple(n for n in found if kind is None or card(n)["kind"] == kind)
+    found = sorted({file.stem for folder in _folders() for file in folder.glob("*.json") if NAME.fullmatch(file.stem)})
+    return tuple(n for n in found if kind is None or _kind(n) == kind)
+
+
+def _kind(name: str) -> str:
+    """The kind on a card; "" for a user's file that is no card, which must not hide the others."""
+    try:
+        return card(name)["kind"]
+    except BadFile:
+        if _find(name).parent != user_folder():
+            raise
+        return ""
 
 
 def card(name: str | Path) -> dict[str, Any]:
@@ -168,13 +178,28 @@ def save_model(folder: str | Path, name: str, model: Model | FeatureNet, card: M
     return file
 
 
-def _folders() -> list[Path]:
-    """Where bundled models are looked for; the first that has a name wins."""
+def asset_folders(kind: str) -> list[Path]:
+    """Where bundled files of a kind ("models", "claims") are looked for, in a checkout or an installed wheel; the first wins."""
     package = Path(__file__).resolve().parent.parent
-    roots = [package.parent / "assets", package / "_assets"]  # a checkout, an installed wheel
+    roots = [package.parent / "assets", package / "_assets"]
     if override := os.environ.get("EXPLORER_ASSETS"):
         roots = [Path(override)]
-    return [folder for root in roots if (folder := root / "models").is_dir()]
+    return [folder for root in roots if (folder := root / kind).is_dir()]
+
+
+def user_folder() -> Path:
+    """Where a user's own models are looked for, after the bundled ones: `kept` in the folder of runs (EXPLORER_RUNS, or `runs` here)."""
+    return Path(os.environ.get("EXPLORER_RUNS") or "runs") / "kept"
+
+
+def stamp() -> tuple[tuple[str, int], ...]:
+    """Changes whenever a model comes or goes: for those who remember what there is."""
+    return tuple((str(folder), folder.stat().st_mtime_ns) for folder in _folders())
+
+
+def _folders() -> list[Path]:
+    own = user_folder()
+    return [*asset_folders("models"), *([own] if own.is_dir() else [])]
 
 
 def _find(name: str | Path) -> Path:
