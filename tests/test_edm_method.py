@@ -12,7 +12,8 @@ from explorer.errors import BadValue, UnknownName
 from explorer.models.bundled import load
 from explorer.nets.mlp import MLP
 from explorer.papers import names, paper
-from explorer.papers.edm import CLAIMS, RECIPES, EDMTraining, loss_over_exact
+from explorer.papers.edm import RECIPES, EDMTraining
+from explorer.papers.edm_claims import CLAIMS, loss_over_exact
 from explorer.process.precondition import EDMPrecondition
 from explorer.process.times import LogNormal
 from explorer.reproduction import Bench

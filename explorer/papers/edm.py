@@ -13,30 +13,22 @@ pixels here, not the sum of the official code: Adam does not see the factor, and
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from explorer.data import Batch, Dataset, oracle
+from explorer.data import Batch, Dataset
 from explorer.errors import UnknownName
-from explorer.metrics.base import Estimate
-from explorer.metrics.features import points_space
-from explorer.metrics.kernel import energy_distance
-from explorer.models.base import Denoiser, Oracle, Preconditioned
+from explorer.models.base import Preconditioned
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import DIGITS_UNET, UNet
 from explorer.process.broadcast import like
-from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM
 from explorer.process.precondition import EDMPrecondition
 from explorer.process.times import LogNormal
-from explorer.reproduction import Bench, Claim, Paper, Published, Recipe, Verdict
+from explorer.reproduction import Paper, Published, Recipe
 from explorer.sampling.grids import TimeGrid
-from explorer.sampling.samplers import OdeSampler, sample
-from explorer.sampling.seeds import Seeds
-from explorer.sampling.solve import Solver
-from explorer.sampling.solvers import EDMStochastic, Euler, Heun
+from explorer.sampling.samplers import OdeSampler
+from explorer.sampling.solvers import Heun
 from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update
 
 SIGMA_RANGE = (0.002, 80.0)  # Table 1: sigma_min, sigma_max of the sampler
@@ -217,122 +209,6 @@ PUBLISHED = (
 )
 
 
-# Claims, measured on the exact denoiser of eight Gaussian modes
-
-
-def _ends(model: Denoiser, solver: Solver, grid: TimeGrid, n: int = 256) -> Tensor:
-    return sample(model, OdeSampler(solver, grid), Seeds(range(n)), labels=None)
-
-
-def _rmse(solver: Solver, grid: TimeGrid, n: int = 256) -> Estimate:
-    """Root mean square distance of the endpoints from those of 600 Heun steps on the same noise."""
-    model = Oracle(oracle("8gaussians"))
-    exact = _ends(model, Heun(), TimeGrid.karras(600, *SIGMA_RANGE), n)
-    square = (_ends(model, solver, grid, n) - exact).square().mean(1)
-    value = float(square.mean().sqrt())
-    return Estimate(value, float(square.std()) / math.sqrt(n) / (2 * value), n, "endpoint RMSE")
-
-
-def gaussian_map(bench: Bench) -> Verdict:
-    sd = 0.5
-    model = Oracle(GaussianMixture(torch.zeros(1, 2), sd))
-    exact = Seeds(range(64)).normal((2,)) * 80 * sd / math.hypot(sd, 80)
-    heun, euler = (
-        float((_ends(model, solver, TimeGrid.karras(18, *SIGMA_RANGE), 64) / exact - 1).abs().mean())
-        for solver in (Heun(), Euler())
-    )
-    measured = Estimate(heun, 0.0, 64, "relative error of Heun, 18 steps")
-    return Verdict(heun < 0.08 and euler > 2 * heun, measured, 0.08, f"Euler's is {euler:.3f}")
-
-
-def orders(bench: Bench) -> Verdict:
-    slope = {
-        solver: math.log(
-            _rmse(solver, TimeGrid.karras(32, *SIGMA_RANGE)).value
-            / _rmse(solver, TimeGrid.karras(128, *SIGMA_RANGE)).value,
-            4,
-        )
-        for solver in (Euler(), Heun())
-    }
-    euler, heun = slope.values()
-    measured = Estimate(heun, 0.0, 256, "order of Heun, 32 to 128 steps")
-    return Verdict(abs(heun - 2) < 0.3 and abs(euler - 1) < 0.15, measured, 2.0, f"Euler's is {euler:.2f}")
-
-
-def warp(bench: Bench) -> Verdict:
-    errors = {rho: _rmse(Heun(), TimeGrid.karras(18, *SIGMA_RANGE, rho=rho)) for rho in (1.0, 3.0, 7.0)}
-    holds = errors[1.0].value > 50 * errors[7.0].value and errors[3.0].value > 2 * errors[7.0].value
-    text = f"RMSE {errors[3.0].value:.3g} at rho = 3 and {errors[1.0].value:.3g} at rho = 1"
-    return Verdict(holds, errors[7.0], errors[3.0].value / 2, text)
-
-
-def churn(bench: Bench, n: int = 2000) -> Verdict:
-    model, grid = Oracle(oracle("8gaussians")), TimeGrid.karras(64, *SIGMA_RANGE)
-    real, other = (model.mixture.sample(n, generator=torch.Generator().manual_seed(k))[0] for k in (0, 1))
-
-    def distance(x: Tensor) -> Estimate:
-        metric = energy_distance(points_space(2), real)
-        metric.update(x)
-        return metric.compute()
-
-    floor = distance(other)
-    values = [distance(_ends(model, EDMStochastic(s_churn=c), grid, n)) for c in (0.0, 20.0, 40.0)]
-    worst = max(values, key=lambda e: e.value)
-    limit = floor.value + 3 * math.hypot(worst.std_error, floor.std_error)
-    shown = ", ".join(f"{e.value:.2g}" for e in values)
-    return Verdict(worst.value <= limit, worst, limit, f"{shown} at S_churn 0, 20, 40")
-
-
-class Zero(nn.Module):
-    """F = 0: what the last layer of the paper's networks gives before training."""
-
-    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(x)
-
-
-def unit_loss(bench: Bench, n: int = 20_000) -> Verdict:
-    mixture, g = oracle("8gaussians"), torch.Generator().manual_seed(0)
-    sd = math.sqrt(float(mixture.cov().trace()) / 2)
-    method = EDMTraining(Zero(), shape=(2,), sigma_data=sd, times=LogNormal(-1.2, 1.2))
-    x0, _ = mixture.sample(n, generator=g)
-    losses = []
-    for sigma in (0.01, 0.05, 0.3, 1.0, 5.0, 40.0):
-        x = x0 + sigma * torch.randn(x0.shape, generator=g, dtype=x0.dtype)
-        losses.append(method.weighted_error(x, x0, torch.full((n,), sigma, dtype=x0.dtype)))
-    worst = max(losses, key=lambda loss: abs(float(loss.mean()) - 1))
-    value, error = float(worst.mean()), float(worst.std()) / math.sqrt(n)
-    measured = Estimate(value, error, n, "loss of a zero network, worst sigma")
-    return Verdict(abs(measured.value - 1) < 0.05, measured, 1.05, "6 values of sigma from 0.01 to 40")
-
-
-def loss_over_exact(denoiser: Denoiser, sigma: float, n: int = 8192) -> float:
-    """Weighted loss at one sigma over that of the exact denoiser, which is what the data leave irreducible."""
-    g = torch.Generator().manual_seed(0)
-    exact = Oracle(oracle("8gaussians"))
-    x0, _ = exact.mixture.sample(n, generator=g)
-    x = x0 + sigma * torch.randn(x0.shape, generator=g, dtype=x0.dtype)
-    with torch.no_grad():
-        mine, best = ((m.denoise(x, sigma) - x0).square().mean() for m in (denoiser, exact))
-    return float(mine / best)
-
-
-def trained(bench: Bench) -> Verdict:
-    model, times = bench.model(plane("8gaussians")), LogNormal(-1.2, 1.6)
-    deciles = times.quantile(torch.arange(0.05, 1.0, 0.1, dtype=torch.float64)).tolist()
-    worst = max(loss_over_exact(model, sigma) for sigma in deciles)
-    measured = Estimate(worst, 0.0, 8192, "loss over that of the exact denoiser, worst sigma decile")
-    return Verdict(worst < 1.1, measured, 1.1, "median sigma of each decile")
-
-
-CLAIMS = (
-    Claim("Heun solves a Gaussian's ODE to a few per cent in 18 steps, Euler far worse", "Sec. 3", gaussian_map, 0.1),
-    Claim("Heun's endpoint error falls with the square of the step, Euler's in proportion", "Sec. 3", orders, 0.5),
-    Claim("rho near 7 places the steps well", "Sec. 3, Appendix D.1", warp, 0.2),
-    Claim("with an exact denoiser, churn leaves the distribution unchanged", "Sec. 4", churn, 0.5),
-    Claim("an untrained network has unit loss at every noise level", "Sec. 5, Appendix B.6", unit_loss, 0.1),
-    Claim("the trained denoiser approaches the exact one at every noise level", "Sec. 5", trained, 2.0),
-)
-
 PAPER = Paper(
     slug="edm",
     title="Elucidating the Design Space of Diffusion-Based Generative Models",
@@ -341,5 +217,4 @@ PAPER = Paper(
     recipe=recipe,
     recipes=tuple(RECIPES),
     published=PUBLISHED,
-    claims=CLAIMS,
 )
