@@ -155,7 +155,10 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Pin torch's global random state inside the block (initialisation of layers, dropout) and restore it afterwards."""
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if device.type == "cpu":  # torch.manual_seed also writes down a stack trace, a millisecond, for GPUs not in use
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         yield
 
 
