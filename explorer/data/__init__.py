@@ -1,9 +1,10 @@
-"""Where samples come from: toys of the plane, digits, a user's own points, and batches of them."""
+"""Where samples come from: toys of the plane, digits, shapes in colour, a user's own points, and batches of them."""
 
 from explorer.data.dataset import Dataset
 from explorer.data.digits import digits, digits_dataset
 from explorer.data.loader import Batch, Loader
 from explorer.data.points import Drawing, load_points, points_dataset
+from explorer.data.shapes import Shapes, shapes_dataset, shapes_factors
 from explorer.data.toys import TOYS, oracle, points, toy_dataset
 from explorer.errors import BadValue, UnknownName
 
@@ -13,6 +14,7 @@ __all__ = [
     "Dataset",
     "Drawing",
     "Loader",
+    "Shapes",
     "digits",
     "digits_dataset",
     "load_dataset",
@@ -21,6 +23,8 @@ __all__ = [
     "oracle",
     "points",
     "points_dataset",
+    "shapes_dataset",
+    "shapes_factors",
     "toy_dataset",
 ]
 
@@ -30,7 +34,7 @@ TEST_SEED = 1
 
 def names() -> tuple[str, ...]:
     """Names that `load_dataset` knows."""
-    return ("digits", *TOYS)
+    return ("digits", "shapes", *TOYS)
 
 
 def load_dataset(name: str, split: str = "train") -> Dataset:
@@ -46,6 +50,8 @@ def load_dataset(name: str, split: str = "train") -> Dataset:
         raise BadValue(f"unknown split {split!r}; use 'train' or 'test'.")
     if name == "digits":
         return digits_dataset(split)
+    if name == "shapes":
+        return shapes_dataset(split)
     if name in TOYS:
         return toy_dataset(name, seed=0 if split == "train" else TEST_SEED)
     if str(name).endswith((".csv", ".txt", ".npz")):
