@@ -42,6 +42,8 @@ def benches() -> dict[str, Bench]:
         "live-first-number": live.first_number,
         "live-n2000": live.n2000,
         "train-digits": training.digits,
+        "train-loop": training.loop,
+        "train-loop-everything": partial(training.loop, everything=True),
     }
     out: dict[str, Bench] = {name: partial(bench, device=cpu) for name, bench in on_device.items()}
     out |= {

@@ -1,16 +1,20 @@
-"""train-digits: images per second of the digits recipe, as `explorer train edm --data digits` runs it."""
+"""train-*: what the training loop costs over a step written by hand, and images per second of the digits recipe."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 
 import torch
 
-from explorer.bench.clock import Effort, rounds, waiter
+from explorer.bench.clock import Effort, Work, clock_of, rounds, threads, waiter
 from explorer.bench.rows import Row
-from explorer.data import load_dataset
+from explorer.data import Loader, load_dataset
 from explorer.papers.edm import PAPER
 from explorer.reproduction.run import train_recipe
+from explorer.training import EmaPlan, seeded, train
+
+SLACK, SLACK_WITH_ALL = 1.03, 1.06
 
 
 def digits(name: str, effort: Effort, device: torch.device) -> Row:
@@ -26,6 +30,51 @@ def digits(name: str, effort: Effort, device: torch.device) -> Row:
     note = f"Batches of {recipe.plan.batch_size}, {how}; {steps} steps a round."
     row = Row.of(name, times, unit="s", limit_is="forward and backward of the bare network", note=note)
     return row.as_rate(steps * recipe.plan.batch_size, "images/s")
+
+
+def loop(name: str, effort: Effort, device: torch.device, *, everything: bool = False) -> Row:
+    """A step of the loop against the same step written by hand: same batches, loss, clipping, schedule and optimizer.
+
+    Args:
+        everything: with the recipe's EMA, the loss by noise level and a tick with its log line at every step; the step
+            by hand has none of these. On a GPU the finite check, which waits for the device, is part of it.
+    """
+    recipe = PAPER.recipe("digits")
+    emas = (EmaPlan(half_life=18_000),) if everything else ()
+    plan = dataclasses.replace(recipe.plan, n_steps=10**9, tick_steps=1, emas=emas, checkpoint_steps=0)
+    with threads(1), tempfile.TemporaryDirectory() as folder:
+        ticks = train(*_setting(recipe, device), plan, folder if everything else None)
+        hand = _by_hand(*_setting(recipe, device), plan)
+        work = {"ours": lambda: next(ticks), "limit": hand}
+        times, _ = rounds(work, effort, best_of=3, clock=clock_of(device), wait=waiter(device))
+        ticks.close()
+    what = "EMA, loss by noise level, and a log line at every step" if everything else "no EMA, no log"
+    note = f"Digits U-Net, batches of {plan.batch_size}, one thread; {what}."
+    target = SLACK_WITH_ALL if everything else SLACK
+    return Row.of(name, times, unit="ms", limit_is="the step written by hand", target=target, note=note)
+
+
+def _setting(recipe, device: torch.device):
+    data = load_dataset(recipe.data)
+    with seeded(recipe.plan.seed):
+        method = recipe.method(data)
+    return method.to(device), Loader(data, recipe.plan.batch_size, seed=recipe.plan.seed)
+
+
+def _by_hand(method, loader: Loader, plan) -> Work:
+    net, o = method.nets["net"].train(), plan.optimizer
+    device = next(net.parameters()).device
+    parameters, batches, generator = list(net.parameters()), iter(loader), torch.Generator(device).manual_seed(0)
+    adam = torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+
+    def call() -> None:
+        loss, _ = method.loss(next(batches).to(device), generator)
+        for p, grad in zip(parameters, torch.autograd.grad(loss.mean(), parameters), strict=True):
+            p.grad = grad
+        torch.nn.utils.clip_grad_norm_(parameters, o.clip)
+        adam.step()
+
+    return call
 
 
 def _bare(net, batch: int, steps: int, device: torch.device, fast: dict):

@@ -116,7 +116,9 @@ def _combined(
     if not rows:
         raise BadValue(f"network {net!r} was not updated before any of the snapshots.")
     times, gammas = zip(*rows, strict=True)
-    x, _ = posthoc_coefficients(times, gammas, times[-1] if at is None else at, wanted)
+    # At a snapshot the average is that of this network's last update, which may lie some steps before.
+    end = times[-1] if at is None or at == stored[-1][0].step else at
+    x, _ = posthoc_coefficients(times, gammas, end, wanted)
     total: dict[str, Tensor] = {}
     for (snapshot, name), weight in zip(rows.values(), x, strict=True):
         state = snapshot.state(net, name)
