@@ -1,0 +1,111 @@
+"""Models that sample in one or few jumps: their samplers, their cards, and how far a learnt map of the plane is from the exact one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explorer.data import load_dataset, oracle
+from explorer.metrics.base import Estimate
+from explorer.metrics.features import points_space
+from explorer.metrics.points import SlicedW2
+from explorer.models.base import Denoiser, Model, Oracle
+from explorer.models.bundled import card
+from explorer.models.flow_maps import as_flow_map
+from explorer.process.discretisation import SIGMA_RANGE
+from explorer.process.paths import EDM
+from explorer.reproduction.evaluate import evaluate
+from explorer.sampling.grids import TimeGrid
+from explorer.sampling.samplers import OdeSampler, Sampler, sample
+from explorer.sampling.seeds import Seeds
+from explorer.sampling.solvers import Jump
+
+FIRST_SEED = 2_000_000
+"""Noise of claims is taken from here on, at other places for each seed of a bench."""
+
+
+def jumps(
+    n: int, intermediate: float, sigma_max: float = SIGMA_RANGE[1], sigma_min: float = SIGMA_RANGE[0]
+) -> OdeSampler:
+    """n jumps from sigma_max, the last one from `intermediate`, levels between them as Karras et al. space them; one is plain."""
+    return OdeSampler(Jump(sigma_min=sigma_min), TimeGrid.karras(n, intermediate, sigma_max))
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """What a card says about a few-step model, see `Recipe.measure`: `evaluate` at several numbers of jumps, and its
+    teacher.
+
+    Args:
+        data: name of the data set.
+        intermediate: level of the last jump where there are several.
+        n_jumps: how many, one after the other.
+        teacher: a bundled model whose own measured rows are quoted beside.
+        draws: sets of samples.
+    """
+
+    data: str
+    intermediate: float
+    n_jumps: tuple[int, ...] = (1, 2, 4)
+    teacher: str = ""
+    draws: int = 20
+
+    def __call__(self, model: Model) -> dict[str, Any]:
+        splits = load_dataset(self.data), load_dataset(self.data, "test")
+        found = [evaluate(model, *splits, jumps(n, self.intermediate), draws=self.draws) for n in self.n_jumps]
+        rows = [row for i, one in enumerate(found) for row in one["metrics"] if i == 0 or "nfe" in row]
+        if self.teacher:
+            rows += [{**row, "model": self.teacher} for row in card(self.teacher)["metrics"] if "nfe" in row]
+        return {**found[0], "metrics": rows}
+
+
+def claim_seeds(seed: int, n: int) -> Seeds:
+    """n sample seeds that no other seed of a bench sees."""
+    return Seeds(range(FIRST_SEED * (seed + 1), FIRST_SEED * (seed + 1) + n))
+
+
+def sliced_w2(model: Model, sampler: Sampler, data: str, *, seed: int = 0, n: int = 8192) -> Estimate:
+    """Sliced 2-Wasserstein distance of n samples from n fresh points of a toy, in the units of the plane."""
+    real, _ = load_dataset(data).draw(n, torch.Generator().manual_seed(FIRST_SEED + seed))
+    metric = SlicedW2(points_space(2), real)
+    metric.update(sample(model, sampler, claim_seeds(seed, n), batch=4096).cpu())
+    return metric.compute()
+
+
+def data_floor(data: str, *, seed: int = 0, n: int = 8192) -> Estimate:
+    """`sliced_w2` of fresh points in place of samples: what a perfect model would show."""
+    drawn = [load_dataset(data).draw(n, torch.Generator().manual_seed(FIRST_SEED + s))[0] for s in (seed, 1000 + seed)]
+    metric = SlicedW2(points_space(2), drawn[0])
+    metric.update(drawn[1])
+    return metric.compute()
+
+
+@torch.no_grad()
+def exact_ends(data: str, noise: Tensor, sigma_max: float = SIGMA_RANGE[1], n_steps: int = 200) -> Tensor:
+    """Where the exact probability-flow ODE of a toy takes sigma_max times the noise, by Heun steps, (B, 2) float64."""
+    exact = Oracle(oracle(data), t_range=SIGMA_RANGE)
+    return as_flow_map(exact, n_steps).jump(sigma_max * noise.double(), sigma_max, 0.0)
+
+
+def map_error(ends: Tensor, exact: Tensor, name: str = "RMSE to the exact map") -> Estimate:
+    """Root mean square Euclidean distance between two sets of ends of the same noise; error to first order."""
+    square = (ends.double() - exact).square().sum(1)
+    value = float(square.mean().sqrt())
+    return Estimate(value, float(square.std()) / math.sqrt(len(square)) / (2 * max(value, 1e-300)), len(square), name)
+
+
+@torch.no_grad()
+def one_euler_step(model: Denoiser, x: Tensor, sigma: float, sigma_min: float = SIGMA_RANGE[0]) -> Tensor:
+    """Where a single Euler step of the ODE from sigma to sigma_min ends: nearly the posterior mean."""
+    return x + (sigma_min - sigma) * (x - model.on(EDM()).denoise(x, sigma)) / sigma
+
+
+def mean_over(estimates: Sequence[Estimate], name: str) -> Estimate:
+    """Mean of independent estimates with the error of the mean."""
+    error = math.sqrt(sum(e.std_error**2 for e in estimates)) / len(estimates)
+    return Estimate(sum(e.value for e in estimates) / len(estimates), error, estimates[0].n, name)
