@@ -1,29 +1,173 @@
 """Data-parallel training against one process."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
+from torch import multiprocessing as mp
 
-from explorer.training import OptimizerPlan, Plan
+from explorer.data import Dataset, Loader
+from explorer.metrics.base import Estimate
+from explorer.training import EmaPlan, OptimizerPlan, Plan, best, distributed, load_checkpoint, read_log
 from tests.regressions import Regression, Repeat, line, run, weights
+
+FIVE = Plan(5, optimizer=OptimizerPlan(lr=0.05, clip=1.0), emas=(EmaPlan(half_life=64),))
 
 
 def test_two_processes_average_to_the_full_batch(tmp_path):
-    from torch import multiprocessing as mp
-
-    mp.start_processes(_worker, (str(tmp_path),), nprocs=2, start_method="fork")
+    together(average, tmp_path)
     method = Regression()
-    run(method, Repeat(line()), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
+    (tick,) = run(method, Repeat(line()), FIVE)
     for rank in range(2):
-        theirs = torch.tensor(json.loads((tmp_path / f"{rank}.json").read_text()), dtype=torch.float64)
-        assert (theirs - weights(method)).abs().max() < 1e-12
+        theirs = json.loads((tmp_path / f"{rank}.json").read_text())
+        # float64; the sums of half batches round differently.
+        assert (torch.tensor(theirs["weights"], dtype=torch.float64) - weights(method)).abs().max() < 1e-12
+        assert theirs["loss"] == pytest.approx(tick.logs["loss/net"], rel=1e-12)
+        assert theirs["n_images"] == 5 * 64
 
 
-def _worker(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def average(rank):
     method = Regression()
-    run(method, Repeat(line().chunk(2)[rank]), Plan(5, optimizer=OptimizerPlan(lr=0.05)))
-    with open(f"{folder}/{rank}.json", "w") as stream:
-        json.dump(weights(method).tolist(), stream)
-    torch.distributed.destroy_process_group()
+    if rank == 1:
+        torch.nn.init.zeros_(method.nets["net"][0].weight)  # process 0 decides
+    (tick,) = run(method, Repeat(line().chunk(2)[rank]), FIVE)
+    return {"weights": weights(method).tolist(), "loss": tick.logs["loss/net"], "n_images": tick.n_images}
+
+
+class Rows(Loader):
+    """Pairs stored side by side, shared out over the processes."""
+
+    def batch(self, i):
+        from explorer.data import Batch
+
+        rows = super().batch(i).x0
+        return Batch(rows[:, :3], noise=rows[:, 3:])
+
+
+def shared_out():
+    whole = line(n=40)
+    data = Dataset("rows", torch.cat([whole.x0, whole.noise], 1))
+    return Rows(data, 16, rank=distributed.rank(), world=distributed.world())
+
+
+PLAN = Plan(
+    9,
+    16,
+    tick_steps=3,
+    checkpoint_steps=3,
+    snapshot_steps=3,
+    evaluate_steps=3,
+    patience=1,
+    minutes=1e6,
+    checkpoint_at_close=True,
+)
+
+
+def judged(method, emas):
+    assert distributed.rank() == 0
+    return Estimate([3.0, 2.0, 4.0][round(float(method.calls)) // 3 - 1], 0.1, 16, "script")
+
+
+class Counted(Regression):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def updates(self, batch, progress):
+        self.calls += 1
+        return super().updates(batch, progress)
+
+
+def test_a_resumed_run_of_two_processes_equals_one_process_and_writes_once(tmp_path):
+    """Loader, evaluation, early stop, checkpoints and log with two processes; a restart in the middle."""
+    together(resumed, tmp_path)
+    one = Counted()
+    ticks = run(one, shared_out(), PLAN, tmp_path / "one", evaluate=judged)
+    assert ticks[-1].step == 9 and ticks[-1].stopped == "all 9 steps are done"
+    for rank in range(2):
+        theirs = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert theirs["steps"] == [6, 9] and theirs["stopped"] == ticks[-1].stopped
+        assert (torch.tensor(theirs["weights"], dtype=torch.float64) - weights(one)).abs().max() < 1e-12
+    ours, alone = load_checkpoint(tmp_path / "two"), load_checkpoint(tmp_path / "one")
+    for name, value in alone.weights.items():
+        assert torch.allclose(ours.weights[name], value, atol=1e-12), name
+    assert ours.info["processes"] == 2 and best(tmp_path / "two").step == 6
+    assert [row["step"] for row in read_log(tmp_path / "two")] == [3, 6, 9]
+    assert not list((tmp_path / "two").glob(".*"))
+
+
+def resumed(rank):
+    folder = Path("two")
+    from explorer.training import train
+
+    ticks = train(Counted(), shared_out(), PLAN, folder, evaluate=judged)
+    next(ticks)
+    distributed.barrier()
+    ticks.close()
+    distributed.barrier()
+    method = Counted()
+    ticks = run(method, shared_out(), PLAN, folder, evaluate=judged)
+    return {"weights": weights(method).tolist(), "steps": [t.step for t in ticks], "stopped": ticks[-1].stopped}
+
+
+def together(work, folder):
+    """Run work(rank) in two processes that torchrun could have started; what each returns is FOLDER/RANK.json."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_worker, (work, str(folder), port), nprocs=2, start_method="fork")
+
+
+def _worker(rank, work, folder, port):
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
+    with distributed.from_env("cpu") as device:
+        assert device == torch.device("cpu") and (distributed.rank(), distributed.world()) == (rank, 2)
+        assert distributed.shared(f"from {rank}") == "from 0"
+        Path(f"{rank}.json").write_text(json.dumps(work(rank)))
+    assert not distributed.active()
+
+
+def test_a_single_process_joins_nothing(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.from_env("cpu") as device:
+        assert not distributed.active() and device.type == "cpu" and distributed.world() == 1
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_recipe_from_the_command_line(tmp_path):
+    common = [
+        "explorer",
+        "train",
+        "edm",
+        "--data",
+        "toy-moons",
+        "--set",
+        "plan.n_steps=30",
+        "--set",
+        "plan.batch_size=64",
+        "--json",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *common]
+    one = [sys.executable, "-m", *common]
+    said = {}
+    for name, command in (("two", two), ("one", one)):
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / name)], capture_output=True, text=True, env=env, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        said[name] = json.loads(done.stdout)  # one document: only process 0 speaks
+    assert (
+        said["two"]["steps"] == said["one"]["steps"] == 30 and said["two"]["images"] == said["one"]["images"] == 30 * 64
+    )
+    assert load_checkpoint(tmp_path / "two").info["processes"] == 2
