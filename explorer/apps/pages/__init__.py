@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from explorer.apps.pages import sampler_lab, trajectory_lab
+from explorer.apps.pages import sampler_lab, training, trajectory_lab
 from explorer.apps.session import Session
 from explorer.apps.store import Store
+from explorer.apps.training.state import Trainings
 from explorer.apps.trajectory.state import Trajectories
 
 
@@ -25,4 +26,5 @@ class Page:
 PAGES = (
     Page("lab", "Sampler Lab", "lab", sampler_lab.page, Session),
     Page("trajectory", "Trajectory Lab", "trajectory", trajectory_lab.page, Trajectories),
+    Page("training", "Training", "training", training.page, Trainings),
 )
