@@ -1,20 +1,26 @@
-"""Where samples come from: toys of the plane, digits, shapes in colour, a user's own points, and batches of them."""
+"""Where samples come from: toys of the plane, digits, shapes in colour, published image sets, a user's own points, and batches of them."""
+
+from pathlib import Path
 
 from explorer.data.dataset import Dataset
 from explorer.data.digits import digits, digits_dataset
 from explorer.data.loader import Batch, Loader
+from explorer.data.pictures import array_dataset, pictures, write_zip
 from explorer.data.points import Drawing, load_points, points_dataset
 from explorer.data.shapes import Shapes, shapes_dataset, shapes_factors
+from explorer.data.sources import SOURCES, holds_images, named, opened
 from explorer.data.toys import TOYS, oracle, points, toy_dataset
 from explorer.errors import BadValue, UnknownName
 
 __all__ = [
+    "SOURCES",
     "TOYS",
     "Batch",
     "Dataset",
     "Drawing",
     "Loader",
     "Shapes",
+    "array_dataset",
     "digits",
     "digits_dataset",
     "load_dataset",
@@ -22,10 +28,12 @@ __all__ = [
     "names",
     "oracle",
     "points",
+    "pictures",
     "points_dataset",
     "shapes_dataset",
     "shapes_factors",
     "toy_dataset",
+    "write_zip",
 ]
 
 TEST_SEED = 1
@@ -33,29 +41,38 @@ TEST_SEED = 1
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load_dataset` knows."""
+    """Names that `load_dataset` knows and that need no file; the published image sets are in `SOURCES`."""
     return ("digits", "shapes", *TOYS)
 
 
-def load_dataset(name: str, split: str = "train") -> Dataset:
-    """A data set by name, or from a user's file of points.
+def load_dataset(name: str, split: str = "train", source: str | Path | None = None) -> Dataset:
+    """A data set by name, or from a user's file.
 
     Args:
-        name: one of `names()`, or a path ending in .csv, .txt or .npz.
-        split: "train" or "test"; a toy's test split is another fixed sample, a user's file has no test split.
+        name: one of `names()` or of `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
+        split: "train" or "test"; a toy's test split is another fixed sample, a user's points and pictures have none.
+        source: where a set of `SOURCES` lies; by default in the folder that EXPLORER_DATA names.
     Raises:
         UnknownName: no such data set.
+        BadFile: a file that is missing, damaged or of another format.
     """
     if split not in ("train", "test"):
         raise BadValue(f"unknown split {split!r}; use 'train' or 'test'.")
+    if source is not None and name not in SOURCES:
+        raise BadValue(f"a source goes with {', '.join(SOURCES)}; for your own files give the path as the name.")
     if name == "digits":
         return digits_dataset(split)
     if name == "shapes":
         return shapes_dataset(split)
     if name in TOYS:
         return toy_dataset(name, seed=0 if split == "train" else TEST_SEED)
-    if str(name).endswith((".csv", ".txt", ".npz")):
+    if name in SOURCES:
+        return named(name, split, source)
+    path = str(name)
+    if path.endswith((".csv", ".txt")) or (path.endswith(".npz") and not holds_images(path)):
         if split == "test":
             raise BadValue("a file of points has no test split; use split='train'.")
         return load_points(name)
-    raise UnknownName("data set", name, names())
+    if path.endswith((".zip", ".npy", ".npz", ".tar.gz", ".tgz", ".tar")) or Path(path).is_dir():
+        return opened(path, split)
+    raise UnknownName("data set", name, (*names(), *SOURCES))

@@ -22,7 +22,8 @@ class Dataset:
 
     Args:
         name: for captions and cards.
-        x: (N, *shape) float32.
+        x: (N, *shape) float32; or, for sets too large for that, pixels (N, C, H, W) uint8, perhaps mapped from a file.
+            `take` gives values in either case.
         labels: (N,) int64 in 0..n_classes-1, or None.
         n_classes: 0 when there are no labels.
         sigma_data: standard deviation of the data, all coordinates pooled: the constant of EDM preconditioning.
@@ -43,7 +44,7 @@ class Dataset:
     def __post_init__(self):
         if self.x.ndim < 2 or len(self.x) == 0:
             raise BadValue(f"data must be (samples, features...) with at least one sample, got {tuple(self.x.shape)}.")
-        if not torch.isfinite(self.x).all():
+        if self.x.dtype != torch.uint8 and not torch.isfinite(self.x).all():
             raise BadValue(f"data set {self.name!r} contains NaN or infinity.")
         if (self.labels is None) != (self.n_classes == 0):
             raise BadValue(f"data set {self.name!r} needs labels and n_classes together, or neither.")
@@ -61,10 +62,16 @@ class Dataset:
         """Of one sample."""
         return tuple(self.x.shape[1:])
 
+    def take(self, rows: Tensor | slice) -> Tensor:
+        """Samples (n, *shape) float32; pixels as value / 127.5 - 1."""
+        x = self.x[rows]
+        return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
+
     @cached_property
     def checksum(self) -> str:
-        """First 16 hex digits of the SHA-256 of samples and labels."""
-        digest = hashlib.sha256(self.x.contiguous().numpy().tobytes())
+        """First 16 hex digits of the SHA-256 of samples and labels; of evenly spaced samples where they exceed a gigabyte."""
+        step = 1 + self.x.numel() * self.x.element_size() // 2**30
+        digest = hashlib.sha256(self.x[::step].contiguous().numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -103,7 +103,7 @@ class Loader:
             x, labels = whole[self.rank :: self.world], None if labels is None else labels[self.rank :: self.world]
         else:
             rows = self._shuffle.rows(range(i * self.batch_size + self.rank, (i + 1) * self.batch_size, self.world))
-            x = self.dataset.x[rows]
+            x = self.dataset.take(rows)
             labels = None if self.dataset.labels is None else self.dataset.labels[rows]
         if self.augment is not None:
             x = self.augment(x, self._generator(i, 1 + self.rank))
