@@ -21,11 +21,12 @@ from explorer.process.losses import l1
 from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, VP
 from explorer.process.precondition import EDMPrecondition
+from explorer.reproduction.needs import FeatureDistance
 from explorer.sampling.samplers import sample
 from explorer.sampling.solvers import Heun, Jump
 from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, train
 from explorer.training import consistency as core
-from explorer.training.consistency import ConsistencyTraining, FeatureDistance, LevelGains, Pair, consistency_model
+from explorer.training.consistency import ConsistencyTraining, LevelGains, Pair, consistency_model
 
 S = 0.5
 

@@ -34,7 +34,8 @@ from explorer.process.discretisation import Fixed, SquareRoot, TargetDecay
 from explorer.process.losses import Distance, squared_l2
 from explorer.process.times import KarrasUniform
 from explorer.reproduction import Bundled, Paper, Published, Recipe
-from explorer.reproduction.few_steps import FewSteps, jumps
+from explorer.reproduction.few_steps import jumps
+from explorer.reproduction.needs import Checkpoint
 from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update
 from explorer.training.consistency import ConsistencyMethod, ConsistencyTraining
 from explorer.training.matching import copy_of
@@ -126,11 +127,11 @@ def plane(kind: str, data: str = "8gaussians") -> Recipe:
         name=f"toy-{data}-{kind}",
         data=data,
         method=method,
-        plan=Plan(2000, 256, optimizer=optimizer, emas=(EmaPlan(half_life=25_000),), tick_steps=250),
+        plan=Plan(1500, 256, optimizer=optimizer, emas=(EmaPlan(half_life=20_000),), tick_steps=250),
         sampler=jumps(1, 0.8),
         cost="1 CPU minute",
         settings=settings,
-        measure=FewSteps(data, 0.8, draws=5),
+        more=(jumps(2, 0.8), jumps(4, 0.8)),
         needs={"teacher": Bundled(f"oracle-{data}")} if kind.startswith("cd") else {},
         knobs={"solver": "jump", "n_steps": 2, "sigma_min": 0.8},
     )
@@ -180,7 +181,7 @@ def digits(kind: str) -> Recipe:
         if kind == "cd"
         else "Label -1 is the null class, trained by label dropout.",
         settings=settings,
-        measure=FewSteps("digits", 1.2, teacher="digits", draws=10),
+        more=(jumps(2, 1.2), jumps(4, 1.2)),
         needs={"teacher": Bundled("digits")} if kind == "cd" else {},
         knobs={"solver": "jump", "n_steps": 2, "sigma_min": 1.2},
     )
@@ -197,7 +198,7 @@ def images(
     steps: int,
     ema: float,
     intermediate: float,
-    teacher: str = "",
+    teacher: Checkpoint | None = None,
     distance: Distance = squared_l2,
     cost: str = "days on several GPUs",
     notes: str = "",
@@ -206,8 +207,15 @@ def images(
     """A recipe of the paper's size: RAdam without warm-up or decay, no dropout, Table 3."""
 
     def method(made: Dataset, teacher: Denoiser | None = None) -> ConsistencyTraining:
-        about = {"shape": made.shape, "sigma_data": 0.5, "n_classes": made.n_classes, "teacher": teacher, "name": name}
-        return ConsistencyTraining(net(made), **discrete(settings), **about, distance=distance)
+        found = net(made)
+        about = {
+            "shape": made.shape,
+            "sigma_data": made.sigma_data,
+            "n_classes": found.n_classes,
+            "teacher": teacher,
+            "name": name,
+        }
+        return ConsistencyTraining(found, **discrete(settings), **about, distance=distance)
 
     return Recipe(
         name=name,
@@ -223,7 +231,7 @@ def images(
         cost=cost,
         notes=notes,
         settings=settings,
-        needs={"teacher": Bundled(teacher)} if teacher else {},
+        needs={"teacher": teacher} if teacher else {},
         knobs={"solver": "jump", "n_steps": 2, "sigma_min": intermediate},
         parameters=parameters,
     )
@@ -243,7 +251,7 @@ def _cifar10(kind: str) -> Recipe:
     return images(
         f"cifar10-{kind}", "cifar10", lambda d: EDMUNet(**{**CIFAR10_NCSNPP, "n_augment": 0, "dropout": 0.0}),
         CD18 if kind == "cd" else CT150, lr=4e-4, batch=512, steps=800_000, ema=0.9999, intermediate=0.8,
-        teacher="cifar10-uncond" if kind == "cd" else "", notes=LPIPS, parameters=56.4e6,
+        teacher=Checkpoint("edm-cifar10-32x32-uncond-ve", CIFAR10_NCSNPP) if kind == "cd" else None, notes=LPIPS, parameters=56.4e6,
     )  # fmt: skip
 
 
@@ -253,7 +261,7 @@ def _imagenet64(kind: str) -> Recipe:
         f"imagenet64-{kind}", "imagenet64", lambda d: EDMUNet(**{**IMAGENET64_ADM, "dropout": 0.0}),
         CD40 if kind == "cd" else {"s0": 2, "s1": 200, "mu0": 0.95}, lr=8e-6, batch=2048,
         steps=600_000 if kind == "cd" else 800_000, ema=0.999943, intermediate=1.382 if kind == "cd" else 1.913,
-        teacher="imagenet64" if kind == "cd" else "", notes=LPIPS, parameters=295.9e6,
+        teacher=Checkpoint("edm-imagenet-64x64-cond-adm", IMAGENET64_ADM) if kind == "cd" else None, notes=LPIPS, parameters=295.9e6,
     )  # fmt: skip
 
 
@@ -263,18 +271,16 @@ def _lsun256(kind: str) -> Recipe:
         f"lsun-bedroom256-{kind}", "lsun-bedroom256", lambda d: EDMUNet(**LSUN256_ADM),
         CD40 if kind == "cd" else {"s0": 2, "s1": 150, "mu0": 0.95}, lr=1e-5, batch=2048,
         steps=600_000 if kind == "cd" else 1_000_000, ema=0.999943, intermediate=4.366 if kind == "cd" else 3.991,
-        teacher="lsun-bedroom256" if kind == "cd" else "", notes=LPIPS,
+        teacher=Checkpoint("edm-bedroom256", LSUN256_ADM) if kind == "cd" else None, notes=LPIPS,
     )  # fmt: skip
 
 
 def _shapes() -> Recipe:
-    """CT on the bundled coloured shapes, 16x16: an hour on a CPU, minutes on a GPU."""
-
-    def net(data: Dataset) -> UNet:
-        return UNet(data.shape, 64, (1, 2, 2), 2, n_classes=data.n_classes)
-
-    found = images("shapes-ct", "shapes", net, CT150, lr=4e-4, batch=128, steps=20_000, ema=0.999, intermediate=0.8)
-    return found
+    """CT on coloured shapes of 16x16: an hour on a CPU, minutes on a GPU."""
+    return images(
+        "shapes-ct", "shapes", lambda d: UNet(d.shape, 64, (1, 2, 2), 2, n_classes=d.n_classes), CT150,
+        lr=4e-4, batch=128, steps=20_000, ema=0.999, intermediate=0.6, cost="an hour on a CPU",
+    )  # fmt: skip
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -38,7 +38,7 @@ from explorer.process.discretisation import (
 )
 from explorer.process.losses import PseudoHuber, huber_c, squared_l2
 from explorer.reproduction import Paper, Published, Recipe
-from explorer.reproduction.few_steps import FewSteps, jumps
+from explorer.reproduction.few_steps import jumps
 from explorer.training import EmaPlan, OptimizerPlan, Plan
 from explorer.training.consistency import ConsistencyTraining
 
@@ -125,16 +125,16 @@ def plane(ingredients: Ingredients | None = None, name: str = "toy-8gaussians-ic
         data=data,
         method=method,
         plan=Plan(
-            2000,
+            1500,
             256,
             optimizer=OptimizerPlan(lr=2e-3, kind="radam", decay="cosine"),
-            emas=(EmaPlan(half_life=25_000),),
+            emas=(EmaPlan(half_life=20_000),),
             tick_steps=250,
         ),
         sampler=jumps(1, 0.8),
         cost="1 CPU minute",
         settings=asdict(chosen),
-        measure=FewSteps(data, 0.8, draws=5),
+        more=(jumps(2, 0.8), jumps(4, 0.8)),
         knobs={"solver": "jump", "n_steps": 2, "sigma_min": 0.8},
     )
 
@@ -172,7 +172,7 @@ def digits() -> Recipe:
         cost="8 CPU minutes",
         notes="Label -1 is the null class, trained by label dropout. Trained from scratch on 1297 images.",
         settings={**asdict(chosen), **settings},
-        measure=FewSteps("digits", 1.2, teacher="digits", draws=10),
+        more=(jumps(2, 1.2), jumps(4, 1.2)),
         knobs={"solver": "jump", "n_steps": 2, "sigma_min": 1.2},
     )
 
@@ -195,7 +195,8 @@ def images(
     chosen = Ingredients(s1=s1)
 
     def method(made: Dataset) -> ConsistencyTraining:
-        return chosen.training(net(made), made.shape, sigma_data=0.5, n_classes=made.n_classes, name=name)
+        found = net(made)
+        return chosen.training(found, made.shape, sigma_data=made.sigma_data, n_classes=found.n_classes, name=name)
 
     forgets = EmaPlan(half_life=batch * math.log(0.5) / math.log(ema), ramp_up=None)
     return Recipe(
@@ -233,7 +234,7 @@ def _shapes() -> Recipe:
     """Coloured shapes: an hour on a CPU, minutes on a GPU."""
     return images(
         "shapes-ict", "shapes", lambda d: UNet(d.shape, 64, (1, 2, 2), 2, n_classes=d.n_classes),
-        lr=4e-4, batch=128, steps=20_000, ema=0.999, intermediate=0.8, s1=640, cost="an hour on a CPU",
+        lr=4e-4, batch=128, steps=20_000, ema=0.999, intermediate=0.6, s1=640, cost="an hour on a CPU",
     )  # fmt: skip
 
 

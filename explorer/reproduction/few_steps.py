@@ -1,11 +1,8 @@
-"""Models that sample in one or few jumps: their samplers, their cards, and how far a learnt map of the plane is from the exact one."""
+"""Models that sample in one or few jumps: their samplers, and how far a learnt map of the plane is from the exact one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +12,9 @@ from explorer.metrics.base import Estimate
 from explorer.metrics.features import points_space
 from explorer.metrics.points import SlicedW2
 from explorer.models.base import Denoiser, Model, Oracle
-from explorer.models.bundled import card
 from explorer.models.flow_maps import as_flow_map
 from explorer.process.discretisation import SIGMA_RANGE
 from explorer.process.paths import EDM
-from explorer.reproduction.evaluate import evaluate
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler, Sampler, sample
 from explorer.sampling.seeds import Seeds
@@ -34,34 +29,6 @@ def jumps(
 ) -> OdeSampler:
     """n jumps from sigma_max, the last one from `intermediate`, levels between them as Karras et al. space them; one is plain."""
     return OdeSampler(Jump(sigma_min=sigma_min), TimeGrid.karras(n, intermediate, sigma_max))
-
-
-@dataclass(frozen=True)
-class FewSteps:
-    """What a card says about a few-step model, see `Recipe.measure`: `evaluate` at several numbers of jumps, and its
-    teacher.
-
-    Args:
-        data: name of the data set.
-        intermediate: level of the last jump where there are several.
-        n_jumps: how many, one after the other.
-        teacher: a bundled model whose own measured rows are quoted beside.
-        draws: sets of samples.
-    """
-
-    data: str
-    intermediate: float
-    n_jumps: tuple[int, ...] = (1, 2, 4)
-    teacher: str = ""
-    draws: int = 20
-
-    def __call__(self, model: Model) -> dict[str, Any]:
-        splits = load_dataset(self.data), load_dataset(self.data, "test")
-        found = [evaluate(model, *splits, jumps(n, self.intermediate), draws=self.draws) for n in self.n_jumps]
-        rows = [row for i, one in enumerate(found) for row in one["metrics"] if i == 0 or "nfe" in row]
-        if self.teacher:
-            rows += [{**row, "model": self.teacher} for row in card(self.teacher)["metrics"] if "nfe" in row]
-        return {**found[0], "metrics": rows}
 
 
 def claim_seeds(seed: int, n: int) -> Seeds:
@@ -103,9 +70,3 @@ def map_error(ends: Tensor, exact: Tensor, name: str = "RMSE to the exact map") 
 def one_euler_step(model: Denoiser, x: Tensor, sigma: float, sigma_min: float = SIGMA_RANGE[0]) -> Tensor:
     """Where a single Euler step of the ODE from sigma to sigma_min ends: nearly the posterior mean."""
     return x + (sigma_min - sigma) * (x - model.on(EDM()).denoise(x, sigma)) / sigma
-
-
-def mean_over(estimates: Sequence[Estimate], name: str) -> Estimate:
-    """Mean of independent estimates with the error of the mean."""
-    error = math.sqrt(sum(e.std_error**2 for e in estimates)) / len(estimates)
-    return Estimate(sum(e.value for e in estimates) / len(estimates), error, estimates[0].n, name)

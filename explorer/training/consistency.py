@@ -127,9 +127,9 @@ class ConsistencyTraining(ConsistencyMethod):
         curriculum: number of levels as training proceeds.
         law: which interval is drawn.
         weight: (r, t) in float64 -> weight of the interval.
-        distance: d, one number per sample; also the place for a perceptual distance, see `FeatureDistance`.
-        decay: mu of the target's average after each step, a number or a function of N; None: the target is the network
-        itself. teacher_step: "heun" (two calls of the teacher) or "euler". rho: of the grid. settings: see
+        distance: d, one number per sample; also the place for a perceptual one: LPIPS as `forward(x, y) -> (B,)`, or
+        features. decay: mu of the target's average after each step, a number or a function of N; None: the target is
+        the network itself. teacher_step: "heun" (two calls of the teacher) or "euler". rho: of the grid. settings: see
         `ConsistencyMethod`.
 
     Both passes see the same dropout masks. The target is never differentiated.
@@ -217,7 +217,8 @@ class ConsistencyTraining(ConsistencyMethod):
 
 
 class LevelGains(nn.Module):
-    """F(x, c_noise) = w_n x with one gain for each level: with it f is linear, and for Gaussian data its optimum is known.
+    """F(x, c_noise) = w_n x with one gain for each level: with it f is linear, and for Gaussian data its optimum is
+    known.
 
     What `explorer.process.discretisation.bias_ratio` computes, training must reproduce.
     Args:
@@ -232,24 +233,6 @@ class LevelGains(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         return like(self.weight[torch.searchsorted(self.between, noise)], x) * x
-
-
-class FeatureDistance(nn.Module):
-    """Squared distance of unit-length features, mean over the features: the form of LPIPS on any network with
-    `features`.
-
-    The papers use LPIPS itself, whose weights are not bundled; its `forward(x, y) -> (B,)` fits in the same place.
-    Args:
-        net: frozen here; images of its own size.
-    """
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        a, b = (nn.functional.normalize(self.net.features(v).flatten(1), dim=1) for v in (x, y))
-        return (a - b).square().mean(1)
 
 
 def _state(device: torch.device) -> Tensor:
