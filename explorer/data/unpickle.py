@@ -8,6 +8,7 @@ tuple, str, bytes, int, float, bool, None and numeric arrays.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -126,7 +127,19 @@ for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = lambda: _Call(_from_buffer)
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """The reader written in Python: the one in C takes memory for numbers and lengths that a damaged file merely claims."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self):
+        (size,) = struct.unpack("<Q", self.read(8))
+        if size > MAX_BYTES:
+            raise BadFile(f"it claims {size} bytes in one piece.")
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise BadFile(f"it asks to run {module}.{name}, which no batch of images needs; nothing was run.")
