@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from explorer.cli import claims, jobs, lists, sampling
+from explorer.cli import claims, jobs, lists, runs, sampling
 from explorer.cli.lists import LISTED
 from explorer.cli.options import with_knobs
 from explorer.errors import ExplorerError
@@ -25,6 +25,7 @@ PLAIN = {
     "compare": sampling.compare,
     "serve": jobs.serve,
     "train": jobs.train,
+    "runs": runs.runs,
     "claims": claims.claims,
     "list": lists.list_,
     "bench": jobs.bench,
