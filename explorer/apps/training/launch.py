@@ -1,4 +1,4 @@
-"""Processes for runs: one waits with everything imported, so that a run begins when it is asked for."""
+"""Processes for runs: one waits with everything imported, so that a run begins at once when it is asked for."""
 
 from __future__ import annotations
 
@@ -8,81 +8,78 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
 
 from explorer.apps.training.folder import ACTIVE, RunFiles
+from explorer.apps.training.process import can_fork
 from explorer.errors import BadFile, BadValue
 
-WARM_AGAIN = 8.0  # seconds after a start before the next process warms up: the first pictures come first
 MODULE = "explorer.apps.training.process"
 
 
 class Launcher:
-    """Starts runs as processes that outlive this one; ends only the one that waits."""
+    """Starts runs as processes that outlive this one, from one that waits with everything imported and ends with it."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._spare: subprocess.Popen | None = None
-        self._started: list[subprocess.Popen] = []
-        self._timer: threading.Timer | None = None
+        self._ready: subprocess.Popen | None = None
+        self._trains: list[subprocess.Popen] = []  # those that were not forked
         atexit.register(self.close)
 
     def warm(self) -> None:
-        """Lets a process wait, if none does; it takes a few seconds to import what it needs."""
+        """Lets a process wait, if none does; it takes some seconds to import what it needs."""
         with self._lock:
-            self._warm()
+            self._process()
 
     def start(self, files: RunFiles) -> None:
-        """Hands the run to the waiting process; it goes on from its last checkpoint where there is one.
+        """Trains the run; it goes on from its last checkpoint where there is one.
 
         Raises:
             BadValue: a process trains it already; BadFile: no process could be started.
         """
         if files.alive:
             raise BadValue(f"{files.name} is being trained already.")
-        self.reap()
         with self._lock:
-            for _ in range(2):  # a spare that has died is replaced once
-                process = self._warm()
+            for _ in range(2):  # one that has died is replaced once
+                process = self._process()
+                files.want("run")
+                files.say(**{**_kept(files.status()), "state": "starting", "pid": process.pid, "beat": time.time()})
                 try:
-                    files.want("run")
-                    files.say(**{**_kept(files.status()), "state": "starting", "pid": process.pid, "beat": time.time()})
                     process.stdin.write(f"{files.path.resolve()}\n")
-                    process.stdin.close()
+                    process.stdin.flush()
                     break
-                except OSError as problem:
-                    if isinstance(problem, BadFile):
-                        raise
-                    self._spare = None
+                except OSError:
+                    self._ready = None
             else:
                 raise BadFile(f"no process could be started for {files.name}.")
-            self._started.append(process)
-            self._spare = None
-            self._timer = threading.Timer(WARM_AGAIN, self.warm)
-            self._timer.daemon = True
-            self._timer.start()
+            if not can_fork():
+                self._trains.append(process)
+                self._ready = None
 
     def reap(self) -> None:
         """Takes note of processes that have ended, which would else count as running."""
-        self._started = [process for process in self._started if process.poll() is None]
+        self._trains = [process for process in self._trains if process.poll() is None]
 
     def close(self) -> None:
-        """Ends the waiting process; those that train go on."""
+        """Ends the process that waits; those that train go on."""
         with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._spare is not None:
+            if self._ready is not None:
                 with contextlib.suppress(OSError):
-                    self._spare.stdin.close()  # an end of input: it leaves
-                self._spare = None
+                    self._ready.stdin.close()  # an end of input: it leaves
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._ready.wait(0.2)
+                self._ready = None
 
-    def _warm(self) -> subprocess.Popen:
-        if self._spare is None or self._spare.poll() is not None:
-            quiet: dict[str, int | IO] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            self._spare = subprocess.Popen(
-                [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, text=True, start_new_session=True, **quiet
+    def _process(self) -> subprocess.Popen:
+        if self._ready is None or self._ready.poll() is not None:
+            self._ready = subprocess.Popen(
+                [sys.executable, "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
             )
-        return self._spare
+        return self._ready
 
 
 def _kept(status: dict) -> dict:

@@ -37,6 +37,7 @@ from explorer.training.loop import Tick
 SHARE = 0.25  # of one core, for pictures and for measurements each
 N_PARTICLES = 800
 N_MEASURED, N_FINAL = 1000, 2000
+EAGER = 3.0  # seconds at the start in which the share does not count: that is when somebody looks
 GROWTH = 0.02  # pictures come at most every 2 % of the time so far: hundreds in a run, however long
 
 
@@ -65,7 +66,7 @@ class Previewer:
         self.recipe, self.files, self.card, self.notice = recipe, files, card, notice
         self.last: dict[str, Any] | None = None  # the newest row of measures
         self._began = time.monotonic()
-        self._picture_due = self._measure_due = 0.0
+        self._picture_due, self._measure_due = 0.0, self._began + 1.0
         self._newest: Moment | None = None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._failed = recipe.sampler is None
@@ -137,7 +138,8 @@ class Previewer:
 
     def _next(self, began: float, least: float) -> float:
         now = time.monotonic()
-        return now + max(least, (now - began) / SHARE, GROWTH * (now - self._began))
+        rest = 0.0 if now - self._began < EAGER else (now - began) / SHARE
+        return now + max(least, rest, GROWTH * (now - self._began))
 
     @torch.inference_mode()
     def _draw(self, moment: Moment) -> None:
@@ -145,7 +147,7 @@ class Previewer:
         x, labels = draw(self.recipe, model, n_shown(tuple(model.shape)))
         write_preview(self.files.previews, x, labels, moment.about)
         # Soon after the start weights change fast; points of the plane cost next to nothing.
-        self._picture_due = self._next(began, 0.15 if len(model.shape) == 1 else 2.0)
+        self._picture_due = self._next(began, 0.1 if len(model.shape) == 1 else 2.0)
 
     def _measure(self, moment: Moment, n: int) -> Iterator[None]:
         """One batch of samples a step, so that pictures can come in between."""
