@@ -50,6 +50,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Another value for a field of the recipe: plan.batch_size=256.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. Default: the recipe's own.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only build the networks and take one step on made-up data; needs no data set."),
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -58,14 +62,22 @@ def train(
     Examples:
       explorer train edm --data digits --minutes 10 --out runs/digits
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
+      explorer train edm --data cifar10 --dry-run
     """
     from explorer.papers import paper as find
-    from explorer.reproduction.run import override, publish, train_recipe
+    from explorer.reproduction.rehearsal import SHAPES, missing
+    from explorer.reproduction.run import on_data, override, publish, train_recipe
 
     changes: dict[str, Any] = dict(assignment(text) for text in change or ())
     changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}
-    recipe = override(find(paper).recipe(data), changes)
+    recipe, other = find(paper).recipe(data), changes.pop("data", None)
+    recipe = override(recipe if other is None else on_data(recipe, other), changes)
     out, where = out or Path("runs") / f"{paper}-{data}", device_named(device)
+    if dry_run:
+        rehearse(paper, recipe, where, as_json)
+        return
+    if recipe.data in SHAPES:
+        raise missing(recipe.data)
     if recipe.cost:
         note(f"the recipe says: {recipe.cost}")
     tick = None
@@ -84,6 +96,33 @@ def train(
     typer.echo(f"{weights}: {tick.step} steps, {tick.n_images} images, {tick.seconds / 60:.1f} min")
     for row in about.get("metrics", ()):
         typer.echo(f"  {measured(row)}")
+
+
+def rehearse(paper: str, recipe: Any, device: Any, as_json: bool) -> None:
+    """Print what one step of a recipe at full size shows."""
+    from explorer.reproduction.rehearsal import BATCH
+    from explorer.reproduction.rehearsal import rehearse as run
+
+    with progress(f"building {recipe.name}"):
+        seen = run(recipe, device=device, seed=recipe.plan.seed)
+    if as_json:
+        emit({"paper": paper, **seen.to_dict()})
+        return
+    theirs = ""
+    if seen.paper_parameters:
+        gap = seen.parameters / seen.paper_parameters - 1
+        theirs = f", the paper says {millions(seen.paper_parameters)} ({gap:+.1%})"
+    classes = f", {seen.n_classes} classes" if seen.n_classes else ""
+    typer.echo(f"{paper} {seen.recipe}: {' x '.join(map(str, seen.shape))}{classes}")
+    typer.echo(f"  parameters       {millions(seen.parameters)}{theirs}")
+    typer.echo(f"  networks         {', '.join(f'{k} {millions(v)}' for k, v in seen.networks.items())}")
+    typer.echo(f"  effective batch  {seen.effective_batch} images a step, {recipe.plan.n_steps} steps")
+    logs = ", ".join(f"{name} {value:.4g}" for name, value in seen.logs.items())
+    typer.echo(f"  one step at {BATCH}    {seen.step_seconds:.1f} s of {seen.seconds:.1f} s: {logs}")
+
+
+def millions(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n < 1e8 else f"{n / 1e6:.1f} M"
 
 
 def assignment(text: str) -> tuple[str, str]:

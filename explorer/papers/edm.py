@@ -13,12 +13,25 @@ pixels here, not the sum of the official code: Adam does not see the factor, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from explorer.data import Batch, Dataset
 from explorer.errors import UnknownName
 from explorer.models.base import Preconditioned
+from explorer.nets.edm_unet import (
+    CIFAR10_DDPMPP,
+    CIFAR10_NCSNPP,
+    FFHQ64_DDPMPP,
+    FFHQ64_NCSNPP,
+    IMAGENET64_ADM,
+    EDMUNet,
+)
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import DIGITS_UNET, UNet
 from explorer.process.broadcast import like
@@ -28,7 +41,7 @@ from explorer.process.times import LogNormal
 from explorer.reproduction import Paper, Published, Recipe
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler
-from explorer.sampling.solvers import Heun
+from explorer.sampling.solvers import EDMStochastic, Heun
 from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update
 
 SIGMA_RANGE = (0.002, 80.0)  # Table 1: sigma_min, sigma_max of the sampler
@@ -74,8 +87,7 @@ class EDMTraining(Method):
 
     def updates(self, batch: Batch, progress: Progress):
         loss, sigma = self.loss(batch, progress.generator)
-        parts = {"low": loss[sigma < 0.2], "mid": loss[(sigma >= 0.2) & (sigma < 1)], "high": loss[sigma >= 1]}
-        yield Update(("net",), loss.mean(), {f"loss/{k}_sigma": v.mean() for k, v in parts.items() if len(v)})
+        yield Update(("net",), loss.mean(), levels=(sigma, loss))
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Weighted loss of every image and the sigma it was drawn at: (B,), (B,)."""
@@ -137,6 +149,34 @@ def digits(conditional: bool) -> Recipe:
     )
 
 
+def shapes() -> Recipe:
+    """An hour on one core: coloured shapes at 16x16 with their four classes; sd = 0.36 and P_mean moved with it, as for digits."""
+    settings = {"p_mean": -1.5, "p_std": 1.2, "label_dropout": 0.1}
+
+    def method(data: Dataset) -> EDMTraining:
+        return EDMTraining(
+            UNet(data.shape, 64, (1, 2, 2), 2, n_classes=data.n_classes),
+            shape=data.shape,
+            sigma_data=data.sigma_data,
+            times=LogNormal(settings["p_mean"], settings["p_std"]),
+            n_classes=data.n_classes,
+            label_dropout=settings["label_dropout"],
+            name="shapes",
+        )
+
+    optimizer = OptimizerPlan(lr=1e-3, betas=(0.9, 0.99), warmup_images=25_600, decay="cosine", clip=1.0)
+    return Recipe(
+        name="shapes",
+        data="shapes",
+        method=method,
+        plan=Plan(6000, 128, optimizer=optimizer, emas=(EmaPlan(half_life=50_000),)),
+        sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
+        cost="an hour on a CPU, minutes on a GPU",
+        settings=settings,
+        notes="Label -1 is the null class, trained by label dropout.",
+    )
+
+
 def plane(data: str) -> Recipe:
     """A minute on one core: an MLP on fresh points of a toy, without classes."""
     settings = {"p_mean": -1.2, "p_std": 1.6}  # wider than for images: the modes of the toys are narrow
@@ -162,22 +202,66 @@ def plane(data: str) -> Recipe:
     )
 
 
-def cifar10(conditional: bool) -> Recipe:
-    """The settings of configuration F for CIFAR-10, on our U-Net instead of DDPM++ and without its augmentation."""
+@dataclass(frozen=True)
+class Run:
+    """One of the paper's own trainings: Table 7 and the defaults of the official code, on the nets of Appendix F.1.
+
+    Attributes:
+        images: length of the training, in images.
+        half_life: of the average, in images.
+        parameters: as published.
+    """
+
+    data: str
+    net: Mapping[str, Any]
+    parameters: float
+    images: float = 200e6
+    batch: int = 512
+    lr: float = 1e-3
+    half_life: float = 5e5
+    sampler: OdeSampler = OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE))
+    autocast: str | None = None
+
+
+SLOW = OdeSampler(Heun(), TimeGrid.karras(40, *SIGMA_RANGE))  # 79 evaluations, for 64x64
+CHURNED = OdeSampler(EDMStochastic(40.0, 0.05, 50.0, 1.003), TimeGrid.karras(256, *SIGMA_RANGE))  # 511, for ImageNet
+AFHQ64 = {**FFHQ64_DDPMPP, "dropout": 0.25}
+FACES = {"batch": 256, "lr": 2e-4, "sampler": SLOW}
+RUNS = {
+    "cifar10": Run("cifar10", {**CIFAR10_DDPMPP, "n_classes": 10}, 55.7e6),
+    "cifar10-uncond": Run("cifar10", CIFAR10_DDPMPP, 55.7e6),
+    "cifar10-ve": Run("cifar10", {**CIFAR10_NCSNPP, "n_classes": 10}, 56.4e6),
+    "ffhq64": Run("ffhq64", FFHQ64_DDPMPP, 61.8e6, **FACES),
+    "ffhq64-ve": Run("ffhq64", FFHQ64_NCSNPP, 62.8e6, **FACES),
+    "afhqv2-64": Run("afhqv2-64", AFHQ64, 61.8e6, **FACES),
+    "imagenet64": Run("imagenet64", IMAGENET64_ADM, 295.9e6, 2500e6, 4096, 1e-4, 50e6, CHURNED, "bfloat16"),
+}
+
+
+def full_size(name: str) -> Recipe:
+    """Configuration F of Table 2 as published, but without its augmentation: the network has the labels for it, which stay 0."""
+    run = RUNS[name]
 
     def method(data: Dataset) -> EDMTraining:
-        n_classes = data.n_classes if conditional else 0
-        net = UNet(data.shape, 128, (2, 2, 2), 4, attention=(16,), n_classes=n_classes, dropout=0.13)
+        n_classes = run.net.get("n_classes", 0)
+        net = EDMUNet(**run.net)
         return EDMTraining(net, shape=data.shape, sigma_data=0.5, times=LogNormal(-1.2, 1.2), n_classes=n_classes)
 
-    optimizer = OptimizerPlan(lr=1e-3, warmup_images=10_000_000)
     return Recipe(
-        name="cifar10" if conditional else "cifar10-uncond",
-        data="cifar10",
+        name=name,
+        data=run.data,
         method=method,
-        plan=Plan(200_000_000 // 512, 512, optimizer=optimizer, emas=(EmaPlan(half_life=500_000),), tick_steps=100),
-        sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
-        cost="200 million images: days on several GPUs",
+        plan=Plan(
+            int(run.images) // run.batch,
+            run.batch,
+            optimizer=OptimizerPlan(lr=run.lr, warmup_images=10_000_000),
+            emas=(EmaPlan(half_life=run.half_life),),
+            autocast=run.autocast,
+        ),
+        sampler=run.sampler,
+        cost=f"{run.images / 1e6:.0f} million images: days on several GPUs",
+        notes="Trained without the paper's augmentation.",
+        parameters=run.parameters,
     )
 
 
@@ -188,8 +272,8 @@ RECIPES = {
     "toy-checkerboard": lambda: plane("checkerboard"),
     "digits": lambda: digits(conditional=True),
     "digits-uncond": lambda: digits(conditional=False),
-    "cifar10": lambda: cifar10(conditional=True),
-    "cifar10-uncond": lambda: cifar10(conditional=False),
+    "shapes": shapes,
+    **{name: partial(full_size, name) for name in RUNS},
 }
 
 

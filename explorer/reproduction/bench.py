@@ -22,6 +22,7 @@ class Bench:
         seed: of every training and, by convention, of every measurement of a claim.
         device: where to compute.
         show: (words, fraction) is called while something is trained or made.
+        rehearse: train and make nothing: models keep the weights they start from, needs are stood in for.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class Bench:
         seed: int = 0,
         device: torch.device | str = "cpu",
         show: Callable[[str, float], None] | None = None,
+        rehearse: bool = False,
     ):
         self.folder = None if folder is None else Path(folder)
         self.seed, self.device, self.show = seed, torch.device(device), show or (lambda words, fraction: None)
+        self.rehearse = rehearse
         self._made: dict[str, Any] = {}
 
     def model(self, recipe: Recipe) -> nn.Module:
@@ -42,7 +45,7 @@ class Bench:
 
     def need(self, need: Need) -> Any:
         """What a need stands for."""
-        return self._once(need.describe(), lambda: need.make(self))
+        return self._once(need.describe(), lambda: need.stand_in(self) if self.rehearse else need.make(self))
 
     def place(self, name: str, about: dict[str, Any]) -> Path | None:
         """The folder of what `about` describes, e.g. runs/toy-1rf-seed0-1a2b3c4d5e; None when nothing is kept on disk."""
@@ -55,8 +58,11 @@ class Bench:
         return self._made[name]
 
     def _trained(self, recipe: Recipe) -> nn.Module:
+        from explorer.reproduction.rehearsal import untrained
         from explorer.reproduction.run import exported, train_recipe
 
+        if self.rehearse:
+            return untrained(recipe, self)
         tick = None
         folder = self.place(recipe.name, recipe.describe())
         for tick in train_recipe(recipe, folder, seed=self.seed, device=self.device, bench=self):

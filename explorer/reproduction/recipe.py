@@ -80,6 +80,10 @@ class Need(ABC):
     def make(self, bench: Bench) -> Any:
         """The thing itself, as `Recipe.method` and `Recipe.stream` receive it."""
 
+    @abstractmethod
+    def stand_in(self, bench: Bench) -> Any:
+        """Something of the same type and shapes with nothing learnt in it, at no cost: for a rehearsal (`train --dry-run`)."""
+
 
 @dataclass(frozen=True)
 class Bundled(Need):
@@ -93,6 +97,9 @@ class Bundled(Need):
     def make(self, bench):
         return bundled.load(self.name, bench.device)
 
+    def stand_in(self, bench):
+        return self.make(bench)
+
 
 @dataclass(frozen=True)
 class Trained(Need):
@@ -104,6 +111,9 @@ class Trained(Need):
         return self.recipe.describe()
 
     def make(self, bench):
+        return bench.model(self.recipe)
+
+    def stand_in(self, bench):
         return bench.model(self.recipe)
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from explorer.data import Loader, load_dataset
-from explorer.errors import BadValue, UnknownName
+from explorer.data import Dataset, Loader, load_dataset
+from explorer.errors import BadValue, ExplorerError, UnknownName
+from explorer.models.base import Model
 from explorer.models.bundled import save_model
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.evaluate import evaluate
 from explorer.reproduction.recipe import Recipe
 from explorer.training.loop import Tick, seeded, train
+from explorer.training.method import Method
+from explorer.training.plan import Plan
 
 
 def train_recipe(
@@ -45,14 +48,52 @@ def train_recipe(
     if bench is None:
         bench = Bench(None if run_dir is None else Path(run_dir) / "needs", seed=plan.seed, device=device)
     needs = {name: bench.need(need) for name, need in recipe.needs.items()}
-    with seeded(plan.seed):
-        method = recipe.method(data, **needs)
-    method.to(device)
-    if recipe.stream is None:
-        batches = Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
-    else:
-        batches = recipe.stream(data, plan, **needs)
-    yield from train(method, batches, plan, run_dir)
+    method = method_of(recipe, data, needs, plan.seed).to(device)
+    yield from train(method, batches_of(recipe, data, plan, needs), plan, run_dir)
+
+
+def method_of(recipe: Recipe, data: Dataset, needs: Mapping[str, Any], seed: int) -> Method:
+    """The recipe's method with the weights it starts from.
+
+    Raises:
+        BadValue: a model among the needs is of another shape than the data, or the method cannot be built on these data.
+    """
+    for name, need in needs.items():
+        if isinstance(need, Model) and tuple(need.shape) != data.shape:
+            raise BadValue(
+                f"recipe {recipe.name!r}: its {name} {need.name or type(need).__name__!r} is for samples of shape "
+                f"{tuple(need.shape)}, but {data.name} has {data.shape}. Choose a {name} of the data's shape."
+            )
+    try:
+        with seeded(seed):
+            return recipe.method(data, **needs)
+    except ExplorerError:
+        raise
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as problem:
+        about = f"{data.name} (shape {data.shape}, {data.n_classes} classes)"
+        raise BadValue(f"the method of recipe {recipe.name!r} cannot be built on {about}: {problem}") from problem
+
+
+def batches_of(recipe: Recipe, data: Dataset, plan: Plan, needs: Mapping[str, Any]) -> Iterable[Any]:
+    """The endless batches a recipe is trained on."""
+    if recipe.stream is not None:
+        return recipe.stream(data, plan, **needs)
+    return Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
+
+
+def on_data(recipe: Recipe, name: str) -> Recipe:
+    """The recipe on another data set of the same kind.
+
+    Raises:
+        BadValue: samples of another shape, or labels where there were none, or the reverse.
+    """
+    mine, other = load_dataset(recipe.data), load_dataset(name)
+    if mine.shape != other.shape or bool(mine.n_classes) != bool(other.n_classes):
+        kinds = [f"{d.name} (shape {d.shape}, {d.n_classes or 'no'} classes)" for d in (mine, other)]
+        raise BadValue(
+            f"recipe {recipe.name!r} is for data like {kinds[0]}; {kinds[1]} is another kind: choose its own recipe."
+        )
+    return dataclasses.replace(recipe, data=name)
 
 
 def exported(recipe: Recipe, tick: Tick) -> nn.Module:
