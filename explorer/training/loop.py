@@ -118,6 +118,7 @@ def train(
                 with clock.paused():
                     measured = evaluate(method, run.averages) if distributed.rank() == 0 else None
                     estimate = distributed.shared(measured)
+                run.training = False  # the caller may have changed it
                 if run.judge(estimate):
                     folder.best({**run.about(), "estimate": estimate.to_dict()}, run.weights())
             if plan.snapshot_steps and due(plan.snapshot_steps):
@@ -132,6 +133,7 @@ def train(
             if tick is not None:
                 with clock.paused():  # what the caller does with a tick is not training time
                     yield tick
+                run.training = False
             if stopped:
                 return
             try:
@@ -197,6 +199,7 @@ class _Run:
         self.scales: dict[str, LossScale] = {}
         self.best: tuple[int, Estimate] | None = None
         self.stale = 0  # evaluations since the best one
+        self.training = False  # whether all modules are known to be in training mode
         self.levels = LevelSums()
         self.sums: dict[str, Any] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
@@ -251,7 +254,9 @@ class _Run:
         )
 
     def one_step(self, batch: Any) -> None:
-        self.method.nets.train()
+        if not self.training or not all(net.training for net in self.method.nets.values()):
+            self.method.nets.train()  # a walk through every module, up to a hundredth of a small network's step
+            self.training = True
         n = len(batch) * distributed.world()
         parts = batch.to(self.device).chunk(self.plan.accumulate)
         generators = [torch.Generator(self.device) for _ in parts]
