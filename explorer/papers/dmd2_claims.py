@@ -1,0 +1,354 @@
+"""What a small run must show of DMD2 (Yin et al. 2024, arXiv 2405.14867): two time scales, the GAN, backward simulation.
+
+On lines and planes the real score is exact, and an affine generator's own score is exact too, so what a learnt fake score gets
+wrong can be seen. The digits are distilled from the bundled teacher.
+
+TARGET: 0.3 N(-2, 0.5^2) + 0.7 N(1.5, 0.4^2) on the line. PLANE: four modes of unequal weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from explorer.data import Dataset, Loader, load_dataset, oracle
+from explorer.metrics.base import Estimate
+from explorer.metrics.features import feature_space, points_space
+from explorer.metrics.frechet import Reference
+from explorer.metrics.points import SlicedW2
+from explorer.models.base import Oracle
+from explorer.nets.mlp import MLP
+from explorer.papers.dmd2 import DMD2, FEW, jumps, pictures, plane
+from explorer.process.oracles import GaussianMixture
+from explorer.process.times import KarrasUniform
+from explorer.reproduction import Bench, Claim, Recipe, Verdict
+from explorer.reproduction.evaluate import frechet
+from explorer.sampling.samplers import sample
+from explorer.sampling.seeds import Seeds
+from explorer.training import EmaPlan, OptimizerPlan, Plan, Tick, seeded, train
+from explorer.training.generators import Affine, Points, direction_cosine, no_score
+from explorer.training.matching import Law, own_law
+
+TARGET = GaussianMixture(torch.tensor([[-2.0], [1.5]]), torch.tensor([0.5, 0.4]), weights=torch.tensor([0.3, 0.7]))
+PLANE = GaussianMixture(
+    torch.tensor([[-2.0, 0.0], [2.0, 0.5], [0.0, 2.5], [1.0, -2.2]]), 0.3, weights=torch.tensor([0.4, 0.3, 0.2, 0.1])
+)
+BANDS = (0.1, 0.3, 1.0, 3.0)
+"""Noise levels at which learnt scores and logits are compared with exact ones."""
+
+
+def stream(mixture: GaussianMixture, batch: int, seed: int) -> Loader:
+    """Endless fresh samples of a mixture."""
+    few = mixture.sample(8, torch.Generator().manual_seed(0))[0].float()
+    data = Dataset("mixture", few, draw=lambda n, g: (mixture.sample(n, generator=g)[0].float(), None))
+    return Loader(data, batch, seed=seed, fresh=True)
+
+
+def fit(
+    mixture: GaussianMixture,
+    student: Callable[[], nn.Module],
+    fake_score: Callable[[], nn.Module | Law],
+    *,
+    seed: int,
+    steps: int,
+    lr: float,
+    fake_lr: float,
+    teacher: GaussianMixture | None = None,
+    band: tuple[float, float] = (0.02, 10.0),
+    batch: int = 128,
+    kind: str = "adam",
+    tick_steps: int | None = None,
+    sigma_data: float = 1.6,
+    **settings,
+) -> Iterator[Tick]:
+    """Ticks of DMD2 on a mixture, the teacher exact."""
+    low, high = band
+    times, whole = KarrasUniform(low, high, start=0.02, stop=0.98), KarrasUniform(low, high)
+    settings = {
+        "gan_weight": 0.0,
+        "disc_weight": 0.0,
+        "times": times,
+        "fake_times": whole,
+        "gan_times": whole,
+    } | settings
+    with seeded(seed):
+        net, exact = student(), Oracle(teacher or mixture)
+        method = DMD2(net, fake_score(), exact, sigma_data=sigma_data, levels=(high,), **settings)
+    optimizers = {
+        name: OptimizerPlan(
+            lr=lr if name == "student" else fake_lr, kind=kind, betas=(0.0 if kind == "sgd" else 0.9, 0.999)
+        )
+        for name in method.nets
+    }
+    plan = Plan(
+        steps, batch, optimizers=optimizers, seed=seed, tick_steps=tick_steps or steps, max_skips=steps,
+        emas=(EmaPlan(half_life=20 * batch),), checkpoint_steps=0,
+    )  # fmt: skip
+    yield from train(method, stream(mixture, batch, seed), plan)
+
+
+def last(ticks: Iterator[Tick]) -> DMD2:
+    *_, tick = ticks
+    return tick.method
+
+
+# Two time scales
+
+
+RATIOS, REPLICAS = (1, 5, 10), 4
+GAUSS = GaussianMixture(torch.ones(1, 1), 0.6)
+
+
+def failed(student: Affine) -> bool:
+    """Collapsed (spread below a tenth of the target's), or diverged (above three times, or as far away, or not a number)."""
+    a, b = float(student.a.detach()), abs(float(student.b.detach()))
+    return not (0.06 <= b <= 1.8 and abs(a - 1) <= 1.8)
+
+
+def two_time_scales(bench: Bench) -> Verdict:
+    """Stochastic gradient descent, the generator's rate five times that of its critic."""
+    rates = {"lr": 5e-2, "fake_lr": 1e-2, "kind": "sgd", "batch": 64, "steps": 1500, "sigma_data": 0.6}
+    share = {}
+    for ratio in RATIOS:
+        seeds = range(REPLICAS * bench.seed, REPLICAS * (bench.seed + 1))
+        ends = [last(fit(GAUSS, line, small, seed=s, ratio=ratio, **rates)).nets["student"] for s in seeds]
+        share[ratio] = sum(map(failed, ends)) / REPLICAS
+    drop = share[1] - share[10]
+    measured = Estimate(drop, math.sqrt(0.5 / REPLICAS), REPLICAS, "share of failed runs, R = 1 less R = 10")
+    falls = share[1] >= share[5] >= share[10] and drop > 0
+    return Verdict(falls, measured, 0.0, ", ".join(f"R = {r}: {share[r]:.0%} fail" for r in RATIOS))
+
+
+def keeps_up(bench: Bench) -> Verdict:
+    """Adam at rates both survive: mean error of the fake score over the run, after as many of its own updates."""
+    error = {}
+    for ratio in (1, 5):
+        ticks = fit(
+            GAUSS, line, small, seed=bench.seed, ratio=ratio, steps=1500, lr=1e-2, fake_lr=1e-3, tick_steps=100,
+            sigma_data=0.6,
+        )  # fmt: skip
+        error[ratio] = statistics.fmean(errors(tick) for tick in ticks if tick.step > 200)
+    measured = Estimate(error[5] / error[1], 0.0, 13, "error of the fake score at R = 5 over that at R = 1")
+    return Verdict(error[5] < error[1], measured, 1.0, f"{error[1]:.3f} at R = 1, {error[5]:.3f} at R = 5")
+
+
+def line() -> Affine:
+    return Affine([0.0], [1.0])
+
+
+def small() -> MLP:
+    return MLP(1, 32, 1)
+
+
+def errors(tick: Tick) -> float:
+    student, g = tick.method.nets["student"], torch.Generator().manual_seed(0)
+    x = (student.a + student.b * torch.randn(512, 1, generator=g)).detach()
+    return statistics.fmean(direction_cosine(tick.method, x, student.law(), sigma, g)[1] for sigma in BANDS)
+
+
+def isolated(bench: Bench) -> Verdict:
+    """Whatever one update leaves on the networks it does not name."""
+    with seeded(bench.seed):
+        method = DMD2(MLP(1, 32, 1), MLP(1, 32, 1), Oracle(TARGET), sigma_data=1.6, ratio=1, levels=(10.0,))
+    original, touched, seen = method.updates, [], []
+
+    def watched(batch, progress):
+        for update in original(batch, progress):
+            others = [net for name, net in method.nets.items() if name not in update.on]
+            before = [p.detach().clone() for net in others for p in net.parameters()]
+            yield update
+            after = [p for net in others for p in net.parameters()]
+            touched.extend(p.grad is not None or not torch.equal(p, q) for p, q in zip(after, before, strict=True))
+            seen.append(update.on)
+
+    method.updates = watched
+    list(train(method, stream(TARGET, 64, bench.seed), Plan(4, 64, optimizer=OptimizerPlan(lr=1e-2))))
+    count = sum(touched)
+    measured = Estimate(count, 0.0, len(touched), "tensors of other networks with a gradient or moved")
+    order = [on for on, _ in zip(seen, range(2), strict=False)]
+    right = order == [("student",), ("fake_score", "disc")]
+    return Verdict(count == 0 and right, measured, 0.0, f"{len(seen)} updates in the order {order}")
+
+
+# The discriminator and the fake score against exact ones, for a generator at rest
+
+
+@functools.lru_cache(1)
+def at_rest(seed: int) -> DMD2:
+    """Fake score and head trained on N(0.4, 0.8^2) against TARGET; the student does not move."""
+    return last(
+        fit(
+            TARGET,
+            lambda: Affine([0.4], [0.8]),
+            lambda: MLP(1, 64, 2),
+            seed=seed,
+            steps=2500,
+            batch=256,
+            lr=1e-30,
+            fake_lr=2e-3,
+            disc_weight=1.0,
+            ratio=10**9,
+        )  # fmt: skip
+    )
+
+
+def discriminator(bench: Bench) -> Verdict:
+    method, g = at_rest(bench.seed), torch.Generator().manual_seed(1)
+    law, correlations = method.nets["student"].law(), []
+    for sigma in BANDS:
+        both = torch.cat([law.mixture.sample(2000, g)[0], TARGET.sample(2000, g)[0]]).float()
+        x_t, level = both + sigma * torch.randn(both.shape, generator=g), torch.full((len(both),), sigma)
+        with torch.no_grad():
+            logit = method.logits(x_t, level)
+        exact = (method.teacher.log_prob(x_t, level) - law.log_prob(x_t, level)).clamp(-10, 10)
+        correlations.append(float(torch.corrcoef(torch.stack([logit, exact]))[0, 1]))
+    measured = Estimate(min(correlations), 0.0, 4000, "correlation of logit and ln p/q, worst level")
+    return Verdict(min(correlations) > 0.95, measured, 0.95, by_level(correlations))
+
+
+def learnt_direction(bench: Bench) -> Verdict:
+    method, g = at_rest(bench.seed), torch.Generator().manual_seed(1)
+    law = method.nets["student"].law()
+    x = law.mixture.sample(4000, g)[0].float()
+    cosines = [direction_cosine(method, x, law, sigma, g)[0] for sigma in BANDS]
+    measured = Estimate(statistics.fmean(cosines), 0.0, 4000, "mean cosine of learnt and exact direction")
+    return Verdict(measured.value > 0.95, measured, 0.95, by_level(cosines))
+
+
+def by_level(values: list[float]) -> str:
+    return ", ".join(f"{v:.3f} at {s:g}" for v, s in zip(values, BANDS, strict=True))
+
+
+# Distances
+
+
+def distance(real: Tensor, x: Tensor) -> Estimate:
+    metric = SlicedW2(points_space(real.shape[1]), real)
+    metric.update(x)
+    return metric.compute()
+
+
+def gan_corrects(bench: Bench) -> Verdict:
+    """The teacher's modes lie 0.5 to the right of the data's."""
+    wrong = GaussianMixture(TARGET.means + 0.5, TARGET.variances.sqrt(), weights=TARGET.log_weights.exp())
+    real = TARGET.sample(8000, torch.Generator().manual_seed(1))[0]
+    found = {}
+    for weight in (0.0, 1.0):
+        method = last(
+            fit(
+                TARGET,
+                lambda: MLP(1, 64, 2),
+                lambda: MLP(1, 64, 2),
+                seed=bench.seed,
+                steps=2500,
+                lr=1e-3,
+                fake_lr=2e-3,
+                teacher=wrong,
+                gan_weight=weight,
+                disc_weight=weight,
+            )  # fmt: skip
+        )
+        found[weight] = distance(real, sample(method.export(method.nets).eval(), jumps((10.0,)), Seeds(range(4000))))
+    alone, both = found[0.0], found[1.0]
+    error = both.value / alone.value * math.hypot(both.std_error / both.value, alone.std_error / alone.value)
+    measured = Estimate(both.value / alone.value, error, both.n, "W2 to the data with GAN over without")
+    return Verdict(measured.value <= 0.75, measured, 0.75, f"{alone.value:.3f} without, {both.value:.3f} with")
+
+
+def backward_simulation(bench: Bench) -> Verdict:
+    real = oracle("8gaussians").sample(8000, torch.Generator().manual_seed(1))[0]
+    noised = plane("8gaussians", FEW, "toy-8gaussians-dmd2-4step-noised", simulate=False)
+    own, other = bench.model(plane("8gaussians", FEW, "toy-8gaussians-dmd2-4step")), bench.model(noised)
+    seeds = Seeds(range(4000))
+    four, one, theirs = (
+        distance(real, sample(model, jumps(levels), seeds))
+        for model, levels in ((own, FEW), (own, FEW[:1]), (other, FEW))
+    )
+    measured = Estimate(four.value, four.std_error, four.n, "sliced W2, own states, 4 steps")
+    holds = four.value <= theirs.value and four.value <= one.value
+    return Verdict(
+        holds, measured, min(theirs.value, one.value), f"noised data {theirs.value:.4f}; one step {one.value:.4f}"
+    )
+
+
+# Points without a network: what the score difference does, and what the real score alone does
+
+
+def spread(bench: Bench, law: Law) -> tuple[Tensor, float]:
+    """400 points after 1 500 steps of exact scores, and their variance over that of PLANE."""
+    start = 0.5 * torch.randn(400, 2, generator=torch.Generator().manual_seed(bench.seed))
+    method = last(
+        fit(
+            PLANE,
+            lambda: Points(start),
+            lambda: law,
+            seed=bench.seed,
+            steps=1500,
+            batch=400,
+            lr=0.03,
+            fake_lr=1.0,
+            band=(0.05, 5.0),
+            ratio=1,
+        )  # fmt: skip
+    )
+    x = method.nets["student"].points.detach().double()
+    return x, float(x.var(0).sum() / PLANE.cov().trace())
+
+
+def points_cover(bench: Bench) -> Verdict:
+    x, ratio = spread(bench, own_law)
+    far, mode = torch.cdist(x, PLANE.means).min(1)
+    near = float((far < 0.9).double().mean())  # three standard deviations
+    share = torch.bincount(mode, minlength=4) / len(x)
+    covered = int((share > 0.2 * PLANE.log_weights.exp()).sum())
+    measured = Estimate(ratio, 0.0, len(x), "variance of the points over that of the data")
+    shares = ", ".join(f"{float(s):.2f}" for s in share)
+    text = f"{covered} of 4 modes ({shares}), {near:.0%} within three standard deviations"
+    return Verdict(covered == 4 and 0.9 <= ratio <= 1.1 and near >= 0.97, measured, 0.9, text)
+
+
+def real_score_alone(bench: Bench) -> Verdict:
+    _, ratio = spread(bench, no_score)
+    return Verdict(ratio < 0.1, Estimate(ratio, 0.0, 400, "variance of the points over that of the data"), 0.1, "")
+
+
+# Digits
+
+
+def digits_gan(bench: Bench) -> Verdict:
+    with_gan = pictures("digits", "digits", steps=600, batch=64, cost="")
+    alone = pictures("digits", "digits", steps=600, batch=64, cost="", ratio=1, gan_weight=0.0, disc_weight=0.0)
+    data = load_dataset("digits")
+    space = feature_space("digits-cnn", data.shape)
+    reference = Reference.of(space, data.x, data="digits/train")
+    both, dm = (
+        frechet(space, reference, sample(bench.model(named(recipe, name)), recipe.sampler, Seeds(range(2000))))
+        for recipe, name in ((with_gan, "digits-dmd2-short"), (alone, "digits-dmd2-short-r1-no-gan"))
+    )
+    return Verdict(both.value < dm.value, both, dm.value, f"without GAN at R = 1: {dm.value:.3f} +- {dm.std_error:.3f}")
+
+
+def named(recipe: Recipe, name: str) -> Recipe:
+    return dataclasses.replace(recipe, name=name)
+
+
+CLAIMS = (
+    Claim("the share of runs that collapse or diverge falls with R, the critic's steps for each of the generator", "Sec. 4.2",
+          two_time_scales, 1.5),
+    Claim("with R = 5 the fake score follows the generator more closely than with R = 1", "Sec. 4.2", keeps_up, 0.3),
+    Claim("a GAN on real data corrects a wrong teacher", "Sec. 4.3", gan_corrects, 1.0),
+    Claim("a generator step leaves the critic alone, and a critic step the generator", "Sec. 4.3", isolated, 0.02),
+    Claim("training a few-step student on its own states is no worse than on noised data, and four steps no worse than one",
+          "Sec. 4.5", backward_simulation, 4.0),
+    Claim("the head on the fake score learns the log-ratio of data and samples", "Sec. 4.3", discriminator, 0.5),
+    Claim("the learnt fake score gives the direction of the exact one", "Sec. 3", learnt_direction, 0.5),
+    Claim("with exact scores, points under the score difference cover the data", "Sec. 3", points_cover, 0.2),
+    Claim("under the real score alone they collapse", "Sec. 3", real_score_alone, 0.2),
+    Claim("with GAN and R = 5, one step is closer to the digits than with neither", "Table 3", digits_gan, 8.0, scale="digits"),
+)  # fmt: skip
