@@ -63,10 +63,12 @@ def train(
       explorer train edm --data digits --minutes 10 --out runs/digits
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
       explorer train edm --data cifar10 --dry-run
+      torchrun --nproc-per-node 4 -m explorer train edm --data cifar10
     """
     from explorer.papers import paper as find
-    from explorer.reproduction.rehearsal import SHAPES, missing
+    from explorer.reproduction.rehearsal import ELSEWHERE, missing
     from explorer.reproduction.run import on_data, override, publish, train_recipe
+    from explorer.training import distributed
 
     changes: dict[str, Any] = dict(assignment(text) for text in change or ())
     changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}
@@ -76,15 +78,19 @@ def train(
     if dry_run:
         rehearse(paper, recipe, where, as_json)
         return
-    if recipe.data in SHAPES:
+    if recipe.data in ELSEWHERE:
         raise missing(recipe.data)
-    if recipe.cost:
-        note(f"the recipe says: {recipe.cost}")
-    tick = None
-    with progress(f"training {recipe.name}") as show:
-        for tick in train_recipe(recipe, out, device=where):
-            losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
-            show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}")
+    with distributed.from_env(where) as where:
+        speaks = distributed.rank() == 0
+        if recipe.cost and speaks:
+            note(f"the recipe says: {recipe.cost}")
+        tick = None
+        with progress(f"training {recipe.name}", show=speaks) as show:
+            for tick in train_recipe(recipe, out, device=where):
+                losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
+                show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}")
+    if not speaks:
+        return
     with progress("measuring the model"):
         weights = publish(recipe, tick, out)
     about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))

@@ -31,8 +31,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str):
-    """A bar with the time left on standard error; yields show(fraction, text="")."""
+def progress(what: str, *, show: bool = True):
+    """A bar with the time left on standard error, if it is to show; yields show(fraction, text="")."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,7 +46,7 @@ def progress(what: str):
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     screen = Console(stderr=True)
     columns = (*columns, TextColumn("left"), TimeRemainingColumn())
-    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    bar = Progress(*columns, console=screen, transient=True, disable=not (show and screen.is_terminal))
     with bar:
         task = bar.add_task(what, total=1.0)
         yield lambda fraction, text="": bar.update(task, completed=fraction, description=text or what)

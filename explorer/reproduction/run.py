@@ -19,6 +19,7 @@ from explorer.models.bundled import save_model
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.evaluate import evaluate
 from explorer.reproduction.recipe import Recipe
+from explorer.training import distributed
 from explorer.training.loop import Tick, seeded, train
 from explorer.training.method import Method
 from explorer.training.plan import Plan
@@ -78,7 +79,8 @@ def batches_of(recipe: Recipe, data: Dataset, plan: Plan, needs: Mapping[str, An
     """The endless batches a recipe is trained on."""
     if recipe.stream is not None:
         return recipe.stream(data, plan, **needs)
-    return Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None)
+    place = {"rank": distributed.rank(), "world": distributed.world()}
+    return Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None, **place)
 
 
 def on_data(recipe: Recipe, name: str) -> Recipe:
