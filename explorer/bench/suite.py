@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from explorer.bench import engine, fid, live, overhead, training
+from explorer.bench import engine, fid, live, networks, overhead, training
 from explorer.bench.clock import Effort
 from explorer.bench.rows import Row
 from explorer.errors import BadValue, UnknownName
@@ -42,6 +42,7 @@ def benches() -> dict[str, Bench]:
         "live-first-number": live.first_number,
         "live-n2000": live.n2000,
         "train-digits": training.digits,
+        "jvp-digits": networks.jvp_digits,
         "train-loop": training.loop,
         "train-loop-everything": partial(training.loop, everything=True),
     }
@@ -63,7 +64,7 @@ def benches() -> dict[str, Bench]:
 OWN_ROW = ("euler", "heun", "rk4", "dpmpp-2m")
 """Solvers that are timed in settings of their own."""
 
-FAMILIES = ("solver-overhead", "solver-unet", "adaptive", "trajectory", "coupling", "frechet", "live", "train")
+FAMILIES = ("solver-overhead", "solver-unet", "adaptive", "trajectory", "coupling", "frechet", "live", "train", "jvp")
 
 
 def families() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from explorer.nets.edm_unet import (
     EDMUNet,
 )
 from explorer.nets.features import FeatureNet
+from explorer.nets.forward_mode import jvp
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import DIGITS_UNET, UNet
 
@@ -24,5 +25,6 @@ __all__ = [
     "FeatureNet",
     "MLP",
     "UNet",
+    "jvp",
     "plain_attention",
 ]

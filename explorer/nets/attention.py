@@ -12,10 +12,10 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from explorer.errors import BadValue
+from explorer.nets.forward_mode import differentiating, group_norm
 
 _PLAIN: ContextVar[bool] = ContextVar("plain_attention", default=False)
 
@@ -49,14 +49,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _plain() -> bool:
     """Whether a forward-mode derivative is being taken, or `plain_attention` asked for; a compiler sees only the former."""
-    return forward_ad._current_level >= 0 or (not torch.compiler.is_compiling() and _PLAIN.get())
+    return differentiating() or (not torch.compiler.is_compiling() and _PLAIN.get())
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, whose forward-mode derivative knows only the contiguous layout."""
+    """torch's, optionally times `gain` plus `shift`, with a forward-mode derivative for every memory layout."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if forward_ad._current_level < 0 else x.contiguous())
+    def forward(self, x: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, gain, shift)
 
 
 class PixelAttention(nn.Module):

@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
         quiet = not torch.is_grad_enabled()
         h = self.conv1(F.silu(self.norm1(x), inplace=quiet))
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)  # (B or 1, C, 1, 1)
-        h = torch.addcmul(shift, self.norm2(h), scale + 1)
+        h = self.norm2(h, scale + 1, shift)
         h = self.conv2(self.dropout(F.silu(h, inplace=quiet)))
         if quiet:
             return h.add_(self.shortcut(x)).mul_(math.sqrt(0.5))
