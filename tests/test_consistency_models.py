@@ -1,7 +1,5 @@
 """Consistency models: boundary, the two oracles of Gaussian data, targets without gradient, the continuous limit, recipes."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -21,12 +19,14 @@ from explorer.process.losses import l1
 from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, VP
 from explorer.process.precondition import EDMPrecondition
+from explorer.reproduction import few_steps
+from explorer.reproduction.few_steps import linear_ratio
 from explorer.reproduction.needs import FeatureDistance
 from explorer.sampling.samplers import sample
 from explorer.sampling.solvers import Heun, Jump
 from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, train
 from explorer.training import consistency as core
-from explorer.training.consistency import ConsistencyTraining, LevelGains, Pair, consistency_model
+from explorer.training.consistency import ConsistencyTraining, Pair, consistency_model
 
 S = 0.5
 
@@ -102,22 +102,8 @@ def test_a_linear_model_trains_to_the_closed_form_bias(n, settings, solver):
     assert abs(ratio - 1) > 0.03  # and that is not the exact map
 
 
-def trained_ratio(n, steps=150, method=ConsistencyTraining, **settings):
-    """Standard deviation of one-step samples of a trained linear f over the true one."""
-
-    def weight(r, t):  # makes every level's regression converge at the same pace; the optimum does not depend on it
-        return (n - 1) * (S**2 + t**2) / (S * t) ** 2
-
-    m = method(LevelGains(karras_levels(n)), shape=(1,), sigma_data=S, curriculum=Fixed(n), weight=weight, **settings)
-    optimizer = OptimizerPlan(lr=0.2, kind="sgd", betas=(0.0, 0.0), decay="cosine")
-    for _ in train(
-        m, Loader(gaussian(), 1024, fresh=True), Plan(steps, 1024, optimizer=optimizer, emas=(), tick_steps=steps)
-    ):
-        pass
-    with torch.no_grad():
-        return float(m.export(m.nets).denoise(torch.full((1, 1), 80.0, dtype=torch.float64), 80.0)) / math.hypot(
-            S, 0.002
-        )
+def trained_ratio(n, **settings):
+    return linear_ratio(n, S, steps=150, batch=1024, **settings)
 
 
 class FreshNoise(ConsistencyTraining):
@@ -127,8 +113,9 @@ class FreshNoise(ConsistencyTraining):
         return x0 + like(r, x0) * torch.randn_like(eps)
 
 
-def test_fresh_noise_in_the_lower_state_collapses_to_the_mean():
-    assert trained_ratio(6, method=FreshNoise) < 0.3 * bias_ratio(karras_levels(6), S)
+def test_fresh_noise_in_the_lower_state_collapses_to_the_mean(monkeypatch):
+    monkeypatch.setattr(few_steps, "ConsistencyTraining", FreshNoise)
+    assert trained_ratio(6) < 0.3 * bias_ratio(karras_levels(6), S)
 
 
 def test_the_lower_state_has_the_same_noise_and_lies_below():

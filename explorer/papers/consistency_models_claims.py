@@ -12,14 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from explorer.data import Dataset, Loader, load_dataset, oracle
+from explorer.data import load_dataset, oracle
 from explorer.metrics.base import Estimate
-from explorer.models.base import Denoiser, FlowMap, Oracle
+from explorer.models.base import FlowMap, Oracle
 from explorer.models.bundled import load
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import UNet
 from explorer.papers.consistency_models import plane
-from explorer.process.discretisation import SIGMA_RANGE, Fixed, bias_ratio, gaussian_map, karras_levels
+from explorer.process.discretisation import SIGMA_RANGE, bias_ratio, gaussian_map, karras_levels
 from explorer.process.paths import EDM
 from explorer.reproduction import Bench, Claim, Verdict
 from explorer.reproduction.few_steps import (
@@ -27,13 +27,13 @@ from explorer.reproduction.few_steps import (
     data_floor,
     exact_ends,
     jumps,
+    linear_ratio,
     map_error,
     one_euler_step,
     sliced_w2,
 )
 from explorer.sampling.editing import Colourisation, Inpainting, Known, SuperResolution, edit_steps, inpaint
-from explorer.training import OptimizerPlan, Plan, train
-from explorer.training.consistency import ConsistencyTraining, LevelGains, consistency_model
+from explorer.training.consistency import consistency_model
 
 RING, SD = "8gaussians", 0.5
 
@@ -55,31 +55,9 @@ def boundary(bench: Bench) -> Verdict:
     return Verdict(worst < 1e-6, measured, 1e-6, "an MLP and a U-Net with random weights")
 
 
-def linear_ratio(n: int, seed: int, steps: int, teacher: Denoiser | None = None, **settings) -> float:
-    """Standard deviation of one-step samples of a trained linear f over the true one, for x0 ~ N(0, SD^2)."""
-
-    def draw(count: int, g: torch.Generator):
-        return SD * torch.randn(count, 1, generator=g), None
-
-    def weight(r: Tensor, t: Tensor) -> Tensor:  # all levels converge at one pace; the optimum does not depend on it
-        return (n - 1) * (SD**2 + t**2) / (SD * t) ** 2
-
-    data = Dataset("gaussian", draw(1000, torch.Generator().manual_seed(seed))[0], sigma_data=SD, draw=draw)
-    about = {"shape": (1,), "sigma_data": SD, "curriculum": Fixed(n), "weight": weight, "teacher": teacher}
-    method = ConsistencyTraining(LevelGains(karras_levels(n)), **about, **settings)
-    optimizer = OptimizerPlan(lr=0.2, kind="sgd", betas=(0.0, 0.0), decay="cosine")
-    plan = Plan(steps, 2048, optimizer=optimizer, emas=(), seed=seed, tick_steps=steps)
-    for _ in train(method, Loader(data, 2048, seed=seed, fresh=True), plan):
-        pass
-    low, high = SIGMA_RANGE
-    with torch.no_grad():
-        gain = float(method.export(method.nets).denoise(torch.ones(1, 1, dtype=torch.float64), high))
-    return gain * math.sqrt((SD**2 + high**2) / (SD**2 + low**2))
-
-
 def bias(bench: Bench) -> Verdict:
     counts = (6, 18, 80)
-    ratios = {n: linear_ratio(n, bench.seed, 800) for n in counts}
+    ratios = {n: linear_ratio(n, SD, bench.seed, 800) for n in counts}
     off = {n: ratios[n] / bias_ratio(karras_levels(n), SD) - 1 for n in counts}
     worst = max(map(abs, off.values()))
     rising = list(ratios.values()) == sorted(ratios.values())

@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from explorer.data import load_dataset, oracle
+from explorer.data import Dataset, Loader, load_dataset, oracle
 from explorer.metrics.base import Estimate
 from explorer.metrics.features import points_space
 from explorer.metrics.points import SlicedW2
 from explorer.models.base import Denoiser, Model, Oracle
 from explorer.models.flow_maps import as_flow_map
-from explorer.process.discretisation import SIGMA_RANGE
+from explorer.process.discretisation import SIGMA_RANGE, Fixed, karras_levels
 from explorer.process.paths import EDM
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler, Sampler, sample
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solvers import Jump
+from explorer.training import OptimizerPlan, Plan, train
+from explorer.training.consistency import ConsistencyTraining, LevelGains
 
 FIRST_SEED = 2_000_000
 """Noise of claims is taken from here on, at other places for each seed of a bench."""
@@ -70,3 +72,34 @@ def map_error(ends: Tensor, exact: Tensor, name: str = "RMSE to the exact map") 
 def one_euler_step(model: Denoiser, x: Tensor, sigma: float, sigma_min: float = SIGMA_RANGE[0]) -> Tensor:
     """Where a single Euler step of the ODE from sigma to sigma_min ends: nearly the posterior mean."""
     return x + (sigma_min - sigma) * (x - model.on(EDM()).denoise(x, sigma)) / sigma
+
+
+def linear_ratio(
+    n: int, sd: float, seed: int = 0, steps: int = 800, batch: int = 2048, teacher: Denoiser | None = None, **settings
+) -> float:
+    """Standard deviation of one-step samples of a trained linear f over the true one, for x0 ~ N(0, sd^2) and n levels.
+
+    Stochastic gradient descent, weighted so that all levels converge at one pace; the optimum, `bias_ratio`, knows no
+    weight. What is learnt at a level travels up one level in about two steps, so `steps` of a few times n are needed.
+
+    Args:
+        settings: of `ConsistencyTraining`.
+    """
+
+    def draw(count: int, g: torch.Generator) -> tuple[Tensor, None]:
+        return sd * torch.randn(count, 1, generator=g), None
+
+    def weight(r: Tensor, t: Tensor) -> Tensor:
+        return (n - 1) * (sd**2 + t**2) / (sd * t) ** 2
+
+    data = Dataset("gaussian", draw(1000, torch.Generator().manual_seed(seed))[0], sigma_data=sd, draw=draw)
+    about = {"shape": (1,), "sigma_data": sd, "curriculum": Fixed(n), "weight": weight, "teacher": teacher}
+    method = ConsistencyTraining(LevelGains(karras_levels(n)), **about, **settings)
+    optimizer = OptimizerPlan(lr=0.2, kind="sgd", betas=(0.0, 0.0), decay="cosine")
+    plan = Plan(steps, batch, optimizer=optimizer, emas=(), seed=seed, tick_steps=steps)
+    for _ in train(method, Loader(data, batch, seed=seed, fresh=True), plan):
+        pass
+    low, high = SIGMA_RANGE
+    with torch.no_grad():
+        gain = float(method.export(method.nets).denoise(torch.ones(1, 1, dtype=torch.float64), high))
+    return gain * math.sqrt((sd**2 + high**2) / (sd**2 + low**2))
