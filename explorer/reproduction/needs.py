@@ -78,7 +78,7 @@ class Fresh:
         source: the law of `Batch.noise`, drawn independently; None leaves the noise to the method.
     """
 
-    mixture: GaussianMixture
+    mixture: GaussianMixture | Moons
     batch_size: int
     seed: int = 0
     source: GaussianMixture | None = None
@@ -97,6 +97,17 @@ class Fresh:
         noise = None if self.source is None else self.source.sample(self.batch_size, g)[0].float()
         share = slice(distributed.rank(), None, distributed.world())
         return Batch(x0[share], None, None if noise is None else noise[share])
+
+
+class Moons:
+    """Two moons three times as large as usual, noise 0.2: (3 x - 1) of the toy of Tong et al."""
+
+    def sample(self, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        k = torch.randint(2, (n,), generator=g)
+        a = math.pi * torch.rand(n, generator=g, dtype=torch.float64)
+        upper, lower = torch.stack([a.cos(), a.sin()], 1), torch.stack([1 - a.cos(), 0.5 - a.sin()], 1)
+        x = torch.where(k[:, None] == 0, upper, lower) + 0.2 * torch.randn(n, 2, generator=g, dtype=torch.float64)
+        return 3 * x - 1, k
 
 
 @dataclass(frozen=True)
