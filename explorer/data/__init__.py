@@ -1,9 +1,10 @@
-"""Where samples come from: toys of the plane, digits, shapes in colour, published image sets, a user's own points, and batches of them."""
+"""Where samples come from: toys of the plane, digits, shapes and fractals in colour, published image sets, a user's own files."""
 
 from pathlib import Path
 
 from explorer.data.dataset import Dataset
 from explorer.data.digits import digits, digits_dataset
+from explorer.data.fractals import Fractals, fractals_dataset
 from explorer.data.loader import Batch, Loader
 from explorer.data.pictures import array_dataset, pictures, write_zip
 from explorer.data.points import Drawing, load_points, points_dataset
@@ -13,16 +14,19 @@ from explorer.data.toys import TOYS, oracle, points, toy_dataset
 from explorer.errors import BadValue, UnknownName
 
 __all__ = [
+    "FRACTALS",
     "SOURCES",
     "TOYS",
     "Batch",
     "Dataset",
     "Drawing",
+    "Fractals",
     "Loader",
     "Shapes",
     "array_dataset",
     "digits",
     "digits_dataset",
+    "fractals_dataset",
     "load_dataset",
     "load_points",
     "names",
@@ -40,8 +44,16 @@ TEST_SEED = 1
 """Seed of the fixed sample that stands for the test split of a toy; the training split has seed 0."""
 
 
+FRACTALS = {
+    "fractals": Fractals(),
+    "fractals16": Fractals(side=16, chains=256, steps=40),
+    "fractals64": Fractals(side=64, chains=1024, steps=80),
+}
+"""Sets that are rendered when they are first asked for, in up to minutes, and kept on disk from then on."""
+
+
 def names() -> tuple[str, ...]:
-    """Names that `load_dataset` knows and that need no file; the published image sets are in `SOURCES`."""
+    """Names that `load_dataset` knows and that load at once; `FRACTALS` take time, `SOURCES` need the user's files."""
     return ("digits", "shapes", *TOYS)
 
 
@@ -49,7 +61,7 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
     """A data set by name, or from a user's file.
 
     Args:
-        name: one of `names()` or of `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
+        name: one of `names()`, `FRACTALS` or `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
         split: "train" or "test"; a toy's test split is another fixed sample, a user's points and pictures have none.
         source: where a set of `SOURCES` lies; by default in the folder that EXPLORER_DATA names.
     Raises:
@@ -64,6 +76,8 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         return digits_dataset(split)
     if name == "shapes":
         return shapes_dataset(split)
+    if name in FRACTALS:
+        return fractals_dataset(split, FRACTALS[name])
     if name in TOYS:
         return toy_dataset(name, seed=0 if split == "train" else TEST_SEED)
     if name in SOURCES:
@@ -75,4 +89,4 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         return load_points(name)
     if path.endswith((".zip", ".npy", ".npz", ".tar.gz", ".tgz", ".tar")) or Path(path).is_dir():
         return opened(path, split)
-    raise UnknownName("data set", name, (*names(), *SOURCES))
+    raise UnknownName("data set", name, (*names(), *FRACTALS, *SOURCES))
