@@ -29,6 +29,7 @@ _PUBLIC = {
     ),
     "explorer.models.bundled": ("load", "save_model"),
     "explorer.data": ("load_dataset",),
+    "explorer.papers": ("atlas",),
     "explorer.sampling": (
         "DDIM", "DEIS", "IPNDM", "RK4", "AdamsBashforth", "Alpha2", "Chord", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
         "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Jump",

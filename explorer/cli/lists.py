@@ -93,9 +93,17 @@ def rows_of_grids() -> list[dict]:
 
 def rows_of_papers() -> list[dict]:
     from explorer.papers import names, paper
+    from explorer.reproduction.catalogue import entries
 
-    papers = [paper(slug) for slug in names()]
-    return [{"name": p.slug, "title": p.title, "arxiv": p.arxiv, "recipes": list(p.recipes)} for p in papers]
+    rows = []
+    for entry in entries(names, paper):
+        if entry.module is None:
+            continue
+        held = sum(row.verdict == "holds" for row in entry.claims)
+        status = f"{entry.status}, {held} of {len(entry.claims)} claims" if entry.claims else entry.status
+        about = {"name": entry.module, "title": entry.title, "arxiv": entry.arxiv, "status": status}
+        rows.append({**about, "recipes": list(entry.recipes)})
+    return rows
 
 
 def rows_of_metrics() -> list[dict]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from explorer.errors import UnknownName
 
@@ -36,6 +36,17 @@ def paper(slug: str) -> Paper:
     if slug + CLAIMS not in _files():
         return found
     return dataclasses.replace(found, claims=importlib.import_module(f"explorer.papers.{slug}{CLAIMS}").CLAIMS)
+
+
+def atlas() -> list[dict[str, Any]]:
+    """Every paper of the field that this toolkit knows of, one dict each: idea, published numbers, status, claims as measured here.
+
+    The status is that of the code and the evidence that are installed: "here", "claims failing", "unmeasured", "no claims", "planned" or
+    "not for this toolkit", see `explorer.reproduction.catalogue.STATUS`.
+    """
+    from explorer.reproduction.catalogue import entries
+
+    return [entry.to_dict() for entry in entries(names, paper)]
 
 
 def _files() -> tuple[str, ...]:

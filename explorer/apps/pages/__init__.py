@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from explorer.apps.pages import sampler_lab, training, trajectory_lab
+from explorer.apps.atlas.state import Atlas
+from explorer.apps.pages import atlas, sampler_lab, training, trajectory_lab
 from explorer.apps.session import Session
 from explorer.apps.store import Store
 from explorer.apps.training.state import Trainings
@@ -27,4 +28,5 @@ PAGES = (
     Page("lab", "Sampler Lab", "lab", sampler_lab.page, Session),
     Page("trajectory", "Trajectory Lab", "trajectory", trajectory_lab.page, Trajectories),
     Page("training", "Training", "training", training.page, Trainings),
+    Page("atlas", "Atlas", "atlas", atlas.page, Atlas),
 )
