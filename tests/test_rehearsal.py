@@ -12,7 +12,7 @@ from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Model
 from explorer.nets.mlp import MLP
 from explorer.papers import paper
-from explorer.papers.edm import EDMTraining, plane
+from explorer.papers.edm import PAPER, EDMTraining, plane
 from explorer.process.times import LogNormal
 from explorer.reproduction import Bench, Bundled, Recipe, Trained, train_recipe
 from explorer.reproduction.rehearsal import SHAPES, count, rehearse, synthetic
@@ -74,7 +74,7 @@ def test_a_method_that_its_data_do_not_fit_says_so():
     with pytest.raises(BadValue, match="another kind"):
         on_data(paper("edm").recipe("digits"), "moons")
     with pytest.raises(BadValue, match="another kind"):
-        on_data(paper("edm").recipe("toy"), "moons")  # eight classes there, two arcs here: both labelled
+        on_data(paper("edm").recipe("toy"), "digits")
     assert on_data(plane("8gaussians"), "checkerboard").data == "checkerboard"
 
 
@@ -94,7 +94,7 @@ def test_a_data_set_of_unknown_shape_is_named():
 
 def test_the_command_prints_parameters_beside_the_papers(tmp_path, monkeypatch):
     recipe = replace(plane("8gaussians"), parameters=0.1e6)
-    monkeypatch.setattr("explorer.papers.paper", lambda slug: replace(paper("edm"), recipe=lambda name: recipe))
+    monkeypatch.setattr("explorer.papers.paper", lambda slug: replace(PAPER, recipe=lambda name: recipe))
     text = run("train", "edm", "--data", "toy", "--dry-run").stdout
     assert "0.13 M, the paper says 0.10 M (+3" in text and "512 images a step" in text
     out = document("train", "edm", "--data", "toy", "--dry-run", "--seed", 4)
@@ -103,7 +103,10 @@ def test_the_command_prints_parameters_beside_the_papers(tmp_path, monkeypatch):
 
 
 def test_bad_requests_get_one_sentence():
-    assert "--dry-run" in refusal("train", "edm", "--data", "cifar10")
+    lacking = replace(plane("8gaussians"), data="lsun-cat256")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("explorer.papers.paper", lambda slug: replace(PAPER, recipe=lambda name: lacking))
+        assert "--dry-run" in refusal("train", "edm", "--data", "toy")
     assert "another kind" in refusal("train", "edm", "--data", "toy", "--set", "data=digits")
     text = refusal("train", "edm", "--data", "imagenet", "--dry-run")
     assert all(name in text for name in paper("edm").recipes)

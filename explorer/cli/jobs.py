@@ -88,7 +88,8 @@ def train(
         with progress(f"training {recipe.name}", show=speaks) as show:
             for tick in train_recipe(recipe, out, device=where):
                 losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
-                show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}")
+                skipped = f", {tick.logs['skipped']} updates skipped" if tick.logs["skipped"] else ""
+                show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}{skipped}")
     if not speaks:
         return
     with progress("measuring the model"):

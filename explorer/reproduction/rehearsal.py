@@ -16,6 +16,7 @@ from torch import nn
 
 from explorer.data import Dataset, load_dataset
 from explorer.data import names as present
+from explorer.data.sources import SOURCES
 from explorer.errors import BadValue, NonFinite, UnknownName
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.recipe import Recipe
@@ -25,13 +26,8 @@ from explorer.training.loop import train
 BATCH = 2
 """Images in the one step of a rehearsal."""
 
-SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
+ELSEWHERE: dict[str, tuple[tuple[int, ...], int]] = {
     "mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "imagenet32": ((3, 32, 32), 1000),
-    "imagenet64": ((3, 64, 64), 1000),
-    "ffhq64": ((3, 64, 64), 0),
-    "afhqv2-64": ((3, 64, 64), 0),
     "celeba64": ((3, 64, 64), 0),
     "afhq-cat256": ((3, 256, 256), 0),
     "celeba-hq256": ((3, 256, 256), 0),
@@ -41,7 +37,10 @@ SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
     "imagenet256-latents": ((4, 32, 32), 1000),
     "imagenet512-latents": ((4, 64, 64), 1000),
 }
-"""Shape and number of classes of data sets that are not on this machine, as the papers use them."""
+"""Shape and number of classes of data sets that papers use and this package does not read."""
+
+SHAPES = {name: (source.shape, source.n_classes) for name, source in SOURCES.items()} | ELSEWHERE
+"""Shape and number of classes of every data set that can be stood in for."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,9 @@ def count(model: nn.Module) -> int:
 
 
 def missing(name: str) -> BadValue:
-    """What to say when a recipe's data set is known but not on this machine."""
-    shape = " x ".join(map(str, SHAPES[name][0]))
+    """What to say of a recipe whose data set this package does not read."""
+    shape = " x ".join(map(str, ELSEWHERE[name][0]))
     return BadValue(
-        f"the data set {name} ({shape}) is not part of this package; --dry-run builds the recipe and takes one step without it, and "
-        f"the recipes on {', '.join(present())} train here."
+        f"this package does not read the data set {name} ({shape}); --dry-run builds the recipe and takes one step without it. "
+        f"Recipes on {', '.join((*present(), *SOURCES))} can be trained."
     )
