@@ -214,7 +214,7 @@ def disagreement(
 def rounds(
     data: xr.Dataset, *, theme: str | Theme = "light", backend: Backend = "plotly", size: tuple[int, int] = (620, 360)
 ) -> Any:
-    """Figure of where the cost goes in each round of reflow, from `trajectory.reflow`: chord, straightness, conflict stacked.
+    """Figure of where the cost goes in each round of reflow, from `trajectory.reflow` or trained: chord, straightness, conflict stacked.
 
     The mark over each column is the cost of the coupling; an exact flow's column reaches it.
     """
@@ -243,8 +243,9 @@ def rounds(
     one = ", ".join(f"{v:.2g}" for v in data.one_step.values)
     gaps = zip(data.residual.values, data.residual_se.values, strict=True)
     residual = ", ".join(f"{v:.2g} ± {e:.1g}" for v, e in gaps)
+    blur = f", blur {data.attrs['blur']:g}" if "blur" in data.attrs else ""
     return c.finish(
-        f"n = {data.attrs['n']}, blur {data.attrs['blur']:g}; lines: cost of the coupling; one-step error by round: {one}; "
+        f"n = {data.attrs['n']}{blur}; lines: cost of the coupling; one-step error by round: {one}; "
         f"residual: {residual}"
     )
 
