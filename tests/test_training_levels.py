@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from explorer.data import Batch
+from explorer.errors import BadValue
 from explorer.training import LEVEL_EDGES, LevelLoss, Method, Plan, Update, level_history, read_log, train
 from explorer.training.levels import HELD, LEVEL_CENTRES, LevelSums
 
@@ -72,3 +73,8 @@ def test_empty_bins_and_odd_levels():
 def test_a_log_without_levels_has_an_empty_history():
     at, means = level_history([{"step": 3, "loss/net": 1.0}], "net")
     assert at.shape == (0,) and means.shape == (0, 30)
+
+
+def test_levels_without_one_loss_each_are_refused():
+    with pytest.raises(BadValue, match=r"'net'.*\(4,\).*\(4, 2\)"):
+        LevelSums().add("net", torch.ones(4), torch.ones(4, 2))

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from explorer.errors import BadValue
+
 LEVEL_EDGES = np.logspace(-3, 3, 31)
 """Edges of the bins in sigma (the ratio sigma_t / alpha_t): five per decade; the outer bins take what lies beyond."""
 
@@ -70,6 +72,11 @@ class LevelSums:
         self._sums: dict[str, np.ndarray] = {}  # (3, 30): counts, sums, sums of squares
 
     def add(self, name: str, sigma: Tensor, loss: Tensor) -> None:
+        if sigma.shape != loss.shape:
+            raise BadValue(
+                f"the levels of update {name!r} are sigma of shape {tuple(sigma.shape)} and losses of shape "
+                f"{tuple(loss.shape)}; give one of each per sample."
+            )
         held = self._held.setdefault(name, [])
         held.append((sigma.detach(), loss.detach()))
         if len(held) >= HELD:

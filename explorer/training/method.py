@@ -54,7 +54,8 @@ class Method(nn.Module, ABC):
     """The losses of a paper, in the order in which they are applied.
 
     `nets` holds what optimizers and EMA may touch; its names are the checkpoint keys. Frozen teachers, target copies
-    and encoders are ordinary attributes: saved with the method, never stepped.
+    and encoders are ordinary attributes: saved with the method, never stepped. Whatever else a run must find again when it
+    is resumed (a running mean, a learned weight) belongs in a buffer or a parameter; the rest is built anew.
 
     `updates` yields one `Update` after another. Code after a `yield` runs after that optimizer has stepped. No graph
     may cross a yield: compute each loss from the current weights. Micro-batches run in lockstep, so what is yielded may
