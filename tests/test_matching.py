@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from explorer.data import Batch, Dataset, Loader
+from explorer.data import Batch
 from explorer.errors import BadValue
 from explorer.models.base import Oracle
 from explorer.nets.discriminators import ConvHead, VectorHead, head_for
@@ -16,7 +16,7 @@ from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import VP
 from explorer.process.times import KarrasUniform, TimeDistribution
 from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, train
-from explorer.training.generators import Affine, Flat, Points, direction_cosine, no_score, samples_law
+from explorer.training.generators import Affine, Flat, Points, direction_cosine, mixture_stream, no_score, samples_law
 from explorer.training.matching import Fakes, aside, copy_of, own_law
 
 TARGET = GaussianMixture(torch.tensor([[-2.0], [1.5]]), torch.tensor([0.5, 0.4]), weights=torch.tensor([0.3, 0.7]))
@@ -34,16 +34,6 @@ class At(TimeDistribution):
 
     def pdf(self, t):
         raise NotImplementedError
-
-
-def stream(mixture, batch, seed=0):
-    few = mixture.sample(8, torch.Generator().manual_seed(0))[0].float()
-    return Loader(
-        Dataset("m", few, draw=lambda n, g: (mixture.sample(n, generator=g)[0].float(), None)),
-        batch,
-        seed=seed,
-        fresh=True,
-    )
 
 
 def exact(student, sigma, mixture=TARGET, **settings):
@@ -85,7 +75,7 @@ def test_the_methods_own_gradient_is_the_known_one(divergence, known):
 
 def test_one_step_moves_the_mean_towards_the_heavier_mode():
     method = exact(Affine([0.4], [0.8]), 0.7)
-    *_, tick = train(method, stream(TARGET, 256), Plan(1, 256, optimizer=OptimizerPlan(lr=0.01)))
+    *_, tick = train(method, mixture_stream(TARGET, 256), Plan(1, 256, optimizer=OptimizerPlan(lr=0.01)))
     assert float(tick.method.nets["student"].a.detach()) > 0.4  # descent follows score_p - score_q
 
 
@@ -102,7 +92,7 @@ def test_training_with_exact_scores_lands_on_the_best_gaussian(divergence, sigma
     method = exact(Affine([start[0]], [start[1]]), sigma, TWO, divergence=divergence)
     optimizer = OptimizerPlan(lr=0.05, decay="cosine")
     plan = Plan(250, 1024, optimizer=optimizer, emas=(EmaPlan(half_life=1.0, ramp_up=None),), tick_steps=250)
-    *_, tick = train(method, stream(TWO, 1024), plan)
+    *_, tick = train(method, mixture_stream(TWO, 1024), plan)
     a, b = (float(v.detach()) for v in tick.method.nets["student"].parameters())
     assert abs(abs(a) - known[0]) < 0.1 and abs(b) == pytest.approx(known[1], rel=0.05)
 
@@ -137,7 +127,7 @@ def test_the_real_score_alone_contracts_points_that_the_difference_spreads():
             disc_weight=0.0,
         )
         plan = Plan(200, 100, optimizer=OptimizerPlan(lr=0.05), tick_steps=200)
-        *_, tick = train(method, stream(ring, 100), plan)
+        *_, tick = train(method, mixture_stream(ring, 100), plan)
         variance[law] = float(tick.method.nets["student"].points.detach().var(0).sum() / ring.cov().trace())
     assert 0.75 < variance[own_law] < 1.25 and variance[no_score] < 0.2  # 200 steps; 0.05 after 1 500
 
@@ -180,7 +170,7 @@ def test_with_both_weights_zero_the_gan_leaves_no_trace_and_with_one_it_does():
 
     def weights(**settings):
         method = learnt(ratio=2, **settings)
-        *_, tick = train(method, stream(TARGET, 32), Plan(6, 32, optimizer=OptimizerPlan(lr=1e-3)))
+        *_, tick = train(method, mixture_stream(TARGET, 32), Plan(6, 32, optimizer=OptimizerPlan(lr=1e-3)))
         return torch.cat([p.detach().flatten() for p in tick.method.nets["student"].parameters()])
 
     without = weights(gan_weight=0.0, disc_weight=0.0)

@@ -128,22 +128,23 @@ def plane(data: str, levels: tuple[float, ...] = (80.0,), name: str = "", **sett
     )
 
 
-def pictures(data: str, teacher: str, *, steps: int, batch: int, cost: str, **settings) -> Recipe:
+def pictures(data: str, teacher: str, name: str = "", *, cost: str = "", **settings) -> Recipe:
     """A small image set: the student, with the teacher's classes, starts as the bundled teacher and is asked at sigma 80."""
     settings = {"ratio": 5, "gan_weight": 3e-3, "disc_weight": 1e-2, "guidance": 1.0, **settings}
 
     def method(images: Dataset, teacher: Preconditioned) -> DMD2:
         sigma_data = teacher.precondition.sigma_data
         nets = copy_of(teacher.net), copy_of(teacher.net)
-        return DMD2(*nets, teacher, sigma_data=sigma_data, name=f"{data}-dmd2", **settings)
+        return DMD2(*nets, teacher, sigma_data=sigma_data, name=name, **settings)
 
+    name = name or f"{data}-dmd2"
     return Recipe(
-        name=f"{data}-dmd2",
+        name=name,
         data=data,
         method=method,
         plan=Plan(
-            steps,
-            batch,
+            2000,
+            64,
             optimizer=adam(1e-3, warmup_images=3000),
             optimizers={"student": adam(5e-4, warmup_images=3000)},
             emas=(EmaPlan(half_life=6400),),
@@ -207,8 +208,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "toy-8gaussians": partial(plane, "8gaussians"),
     "toy-8gaussians-4step": partial(plane, "8gaussians", FEW, "toy-8gaussians-dmd2-4step"),
     "toy-moons": partial(plane, "moons"),
-    "digits": partial(pictures, "digits", "digits", steps=3000, batch=64, cost="10 CPU minutes"),
-    "shapes": partial(pictures, "shapes", "shapes", steps=3000, batch=64, cost="an hour on one CPU core"),
+    "digits": partial(pictures, "digits", "digits", cost="10 CPU minutes"),
+    "shapes": partial(pictures, "shapes", "shapes", cost="an hour on one CPU core"),
     "cifar10": partial(
         full_size, "cifar10", {**CIFAR10_DDPMPP, "n_classes": 10, "dropout": 0.0}, lr=5e-5, steps=150_000, parameters=55.7e6,
         notes="Not in the paper: learning rate of the DMD2-like CIFAR-10 script of arXiv 2502.09609, the rest as for ImageNet-64.",

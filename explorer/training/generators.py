@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from explorer.data import Dataset, Loader
 from explorer.errors import BadValue
 from explorer.models.base import Denoiser, FlowMap, Model, Oracle
 from explorer.process.oracles import GaussianMixture
@@ -95,6 +96,13 @@ def no_score(student: Model) -> Flat:
 def samples_law(x: Tensor) -> Oracle:
     """The denoiser of the empirical law of many samples (N, D): the truth about any generator, at levels above their spacing."""
     return Oracle(GaussianMixture.finite(x.detach()), name="samples")
+
+
+def mixture_stream(mixture: GaussianMixture, batch: int, seed: int = 0) -> Loader:
+    """Endless fresh samples of a mixture, a function of seed and position alone."""
+    few = mixture.sample(8, torch.Generator().manual_seed(0))[0].float()
+    data = Dataset("mixture", few, draw=lambda n, g: (mixture.sample(n, generator=g)[0].float(), None))
+    return Loader(data, batch, seed=seed, fresh=True)
 
 
 def direction_cosine(
