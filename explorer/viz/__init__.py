@@ -12,6 +12,7 @@ from explorer.viz.couplings import (
     rounds,
 )
 from explorer.viz.errors import attribution, decisions, event_maps, exponents, numbers, scree
+from explorer.viz.few_steps import curves, learnt_maps, ranked
 from explorer.viz.grids import cost_matrix, grid_steps, step_density
 from explorer.viz.images import data_uri, filmstrip, grid, image_grid, png, to_uint8
 from explorer.viz.likelihood import code_normality, likelihood, round_trip
@@ -23,8 +24,8 @@ from explorer.viz.trajectories import projected, space, trajectories
 
 __all__ = [
     "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "attribution", "budget", "by_step", "code_normality",
-    "conflict_map", "cost_matrix", "couplings", "data_uri", "decisions", "disagreement", "end_distances", "event_maps",
-    "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "likelihood", "measured_order", "microscope",
-    "numbers", "order_plot", "pareto", "png", "projected", "round_trip", "rounds", "schedules", "scree", "space", "step_density",
+    "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "disagreement", "end_distances", "event_maps",
+    "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood", "measured_order", "microscope",
+    "numbers", "order_plot", "pareto", "png", "projected", "ranked", "round_trip", "rounds", "schedules", "scree", "space", "step_density",
     "theme_of", "to_uint8", "trajectories", "work_precision",
 ]  # fmt: skip
