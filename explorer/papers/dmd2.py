@@ -10,10 +10,8 @@ All noise levels and noises are drawn apart. Settings: the authors' released scr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +21,10 @@ from explorer.errors import UnknownName
 from explorer.models import bundled
 from explorer.models.base import Denoiser, Preconditioned
 from explorer.nets.discriminators import head_for
-from explorer.nets.edm_unet import CIFAR10_DDPMPP, IMAGENET64_ADM, EDMUNet
-from explorer.process.paths import EDM
-from explorer.process.precondition import EDMPrecondition
+from explorer.nets.edm_unet import CIFAR10_DDPMPP, IMAGENET64_ADM
 from explorer.process.times import KarrasUniform, TimeDistribution
-from explorer.reproduction import Bundled, Need, Paper, Published, Recipe
+from explorer.reproduction import Bundled, Paper, Published, Recipe
+from explorer.reproduction.needs import Checkpoint
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler
 from explorer.sampling.solvers import Jump
@@ -91,6 +88,9 @@ FEW = (80.0, 2.0, 0.7, 0.25)
 """Levels of the four-step toy students: pure noise, then about 4, 1.4 and 0.5 standard deviations of the data."""
 
 
+ONE_STEP = {"solver": "jump", "n_steps": 1}
+
+
 def jumps(levels: tuple[float, ...]) -> OdeSampler:
     """The student's sampler: predict, add fresh noise up to the next level, predict. One level is one network call."""
     return OdeSampler(Jump(), TimeGrid((*levels, 0.0)))
@@ -123,6 +123,7 @@ def plane(data: str, levels: tuple[float, ...] = (80.0,), name: str = "", **sett
         sampler=jumps(levels),
         cost="2 CPU minutes",
         settings=settings,
+        knobs={} if len(levels) > 1 else ONE_STEP,
         needs={"teacher": Bundled(f"oracle-{data}" if exact else f"toy-{data}"), "start": Bundled(f"toy-{data}")},
         notes=f"Teacher: the {'exact' if exact else 'bundled EDM'} denoiser.",
     )
@@ -152,32 +153,13 @@ def pictures(data: str, teacher: str, name: str = "", *, cost: str = "", **setti
         sampler=jumps((80.0,)),
         cost=cost,
         settings=settings,
+        knobs=ONE_STEP,
         needs={"teacher": Bundled(teacher)},
         notes=f"One network call. Student and fake score start as the teacher {teacher!r}.",
     )
 
 
-@dataclass(frozen=True)
-class Teacher(Need):
-    """A published-size EDM model that the user has trained or brought under this name; in a rehearsal, its untrained network."""
-
-    name: str
-    net: Mapping[str, Any]
-
-    def describe(self):
-        return {"teacher": self.name, "net": dict(self.net)}
-
-    def make(self, bench):
-        return bundled.load(self.name, bench.device)
-
-    def stand_in(self, bench):
-        net = EDMUNet(**self.net)
-        about = {"shape": tuple(self.net["shape"]), "n_classes": self.net["n_classes"], "name": self.name}
-        model = Preconditioned(net, EDM(), EDMPrecondition(0.5), t_range=(0.002, 80.0), **about)
-        return model.to(bench.device).eval().requires_grad_(False)
-
-
-def full_size(data: str, net: Mapping[str, Any], *, lr: float, steps: int, parameters: float, notes: str) -> Recipe:
+def full_size(data: str, teacher: Checkpoint, *, lr: float, steps: int, parameters: float, notes: str) -> Recipe:
     """The released ImageNet-64 script: 7 GPUs of 40 images, AdamW, bfloat16, no average of the weights."""
     settings = {"ratio": 5, "gan_weight": 3e-3, "disc_weight": 1e-2}
 
@@ -197,7 +179,7 @@ def full_size(data: str, net: Mapping[str, Any], *, lr: float, steps: int, param
         ema="last",
         cost="53 hours on 7 A100 in the paper",
         settings=settings,
-        needs={"teacher": Teacher(data, net)},
+        needs={"teacher": teacher},
         notes=notes,
         parameters=parameters,
     )
@@ -211,11 +193,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": partial(pictures, "digits", "digits", cost="10 CPU minutes"),
     "shapes": partial(pictures, "shapes", "shapes", cost="an hour on one CPU core"),
     "cifar10": partial(
-        full_size, "cifar10", {**CIFAR10_DDPMPP, "n_classes": 10, "dropout": 0.0}, lr=5e-5, steps=150_000, parameters=55.7e6,
+        full_size, "cifar10", Checkpoint("edm-cifar10-32x32-cond-vp", {**CIFAR10_DDPMPP, "n_classes": 10}),
+        lr=5e-5, steps=150_000, parameters=55.7e6,
         notes="Not in the paper: learning rate of the DMD2-like CIFAR-10 script of arXiv 2502.09609, the rest as for ImageNet-64.",
     ),
     "imagenet64": partial(
-        full_size, "imagenet64", {**IMAGENET64_ADM, "dropout": 0.0}, lr=2e-6, steps=200_000, parameters=295.9e6,
+        full_size, "imagenet64", Checkpoint("edm-imagenet-64x64-cond-adm", IMAGENET64_ADM),
+        lr=2e-6, steps=200_000, parameters=295.9e6,
         notes="FID 1.51 after 200 000 steps; 1.28 by 410 000 without GAN and 140 000 with, at a learning rate of 5e-7.",
     ),
 }  # fmt: skip
