@@ -214,16 +214,21 @@ def one_step(data: str, k: int = 2) -> Recipe:
     )  # fmt: skip
 
 
-def images(
-    data: str, config: dict, k: int = 1, *, steps: tuple[int, int], previous: Need | None = None, n_pairs: int = 8_000
-) -> Recipe:
-    """k-rectified flow of small images with classes, on the network that the bundled teachers have.
+UNETS = {  # the networks of the bundled teachers, steps of 128 images in round 1 and later, minutes
+    "digits": (DIGITS_UNET, (1500, 1000), 10),
+    "shapes": ({"shape": [3, 16, 16], "channels": 32, "mult": [1, 2, 2], "blocks": [1, 1, 1]}, (4000, 2000), 60),
+}
+
+
+def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int = 8_000) -> Recipe:
+    """k-rectified flow of small images with classes.
 
     Args:
-        config: of the U-Net.
-        steps: of 128 images, in round 1 and in the later ones.
-        previous: the flow that makes the pairs of rounds k > 1, and gives the weights to start from.
+        previous: the flow that makes the pairs of rounds k > 1, and gives the weights to start from; None for the bundled one.
     """
+    config, steps, minutes = UNETS[data]
+    if k > 1 and previous is None:
+        previous = Bundled(f"{data}-{k - 1}rf")
     name = f"{data}-{k}rf"
     settings = {"round": k, "time_scale": 4.0, "label_dropout": 0.1, "dropout": 0.1 if k == 1 else 0.0}
     needs = {} if k == 1 else {"flow": previous, "pairs": PairsOf(previous, even_steps(12, Heun()), n_pairs)}
@@ -241,7 +246,7 @@ def images(
         method=method,
         plan=Plan(steps[min(k, 2) - 1], 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
         sampler=even_steps(12, Heun()) if k == 1 else even_steps(2),
-        cost="10 CPU minutes",
+        cost=f"{minutes} CPU minutes",
         settings=settings,
         needs=needs,
         stream=stored if k > 1 else None,
@@ -250,13 +255,6 @@ def images(
         notes="Label -1 is the null class, trained by label dropout."
         + ("" if k == 1 else f" Trained on {n_pairs} pairs of {data}-{k - 1}rf; measured at 2 Euler steps."),
     )
-
-
-def digits(k: int = 1, previous: Need | None = None) -> Recipe:
-    """Flow k of the digits; rounds k > 1 take the bundled flow k - 1 unless told otherwise."""
-    if k > 1 and previous is None:
-        previous = Bundled(f"digits-{k - 1}rf")
-    return images("digits", DIGITS_UNET, k, steps=(1500, 1000), previous=previous)
 
 
 THEIRS = "Not in the paper: network, batch and learning rate of Lee, Lin & Fanti 2024, arXiv 2405.20320."
@@ -300,9 +298,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **{f"toy-{d}-{k}rf": lambda d=d, k=k: plane(d, k) for d in TOYS for k in (1, 2, 3)},
     **{f"toy-{d}-ot-1rf": lambda d=d: plane(d, coupling="ot") for d in TOYS},
     **{f"toy-{d}-2rf-1step": lambda d=d: one_step(d) for d in TOYS},
-    "digits": digits,
-    "digits-2rf": lambda: digits(2),
-    "digits-3rf": lambda: digits(3),
+    **{data: lambda data=data: images(data) for data in UNETS},
+    **{f"{d}-{k}rf": lambda d=d, k=k: images(d, k) for d in UNETS for k in (2, 3)},
     **{name: lambda name=name: paper_size(name) for name in SIZES},
 }
 
@@ -314,9 +311,9 @@ def recipe(name: str) -> Recipe:
 
 
 def flow(data: str, k: int) -> Recipe:
-    """Flow k of a data set, every round trained from the one before: "digits" or the name of a toy."""
-    if data == "digits":
-        return digits(k, Trained(flow(data, k - 1)) if k > 1 else None)
+    """Flow k of digits, shapes or a toy, every round trained from the one before."""
+    if data in UNETS:
+        return images(data, k, previous=Trained(flow(data, k - 1)) if k > 1 else None)
     return plane(data, k)
 
 

@@ -60,57 +60,66 @@ def measured_rounds(
         pairs of lines of the coupling that cross, in the plane. The first six with `_se`. Sums over coordinates. As
         `explorer.trajectory.coupling.reflow`, which does the same for exact flows.
     """
-    table = []
+    table, settings = [], {"n": n, "n_steps": n_steps, "n_w2": n_w2}
     for k, recipe in enumerate(flows, start=1):
-        about = {"measured": recipe.describe(), "n": n, "n_steps": n_steps, "n_w2": n_w2}
+        about = {"measured": recipe.describe(), **settings}
         folder = bench.place(f"round-{recipe.name}", about)
         file = None if folder is None else folder / "row.json"
         if file is not None and file.exists():
             table.append(json.loads(file.read_text()))
             continue
         bench.show(f"measuring {recipe.name}, seed {bench.seed}", (k - 1) / len(flows))
-        row = _row(bench, flows[:k], data or load_dataset(recipe.data), n, n_steps, n_w2)
+        models = [bench.model(r) for r in flows[max(k - 2, 0) : k]]
+        row = _row(models, data or load_dataset(recipe.data), bench.seed, **settings)
         if file is not None:
             text = json.dumps(row)
             write_atomic(file, lambda temporary, text=text: temporary.write_text(text))
         table.append(row)
+    return _dataset(table, n=n, n_steps=n_steps, data=flows[0].data, seed=bench.seed)
+
+
+def measured_flows(
+    models: Sequence[Denoiser], data: Dataset, *, seed: int = 0, n: int = 2048, n_steps: int = 100, n_w2: int = 1000
+) -> xr.Dataset:
+    """The same for flows that are there, flow k + 1 trained on pairs of flow k."""
+    settings = {"n": n, "n_steps": n_steps, "n_w2": n_w2}
+    table = [_row(models[max(k - 2, 0) : k], data, seed, **settings) for k in range(1, len(models) + 1)]
+    return _dataset(table, n=n, n_steps=n_steps, data=data.name, seed=seed)
+
+
+Row = dict[str, float | None]
+
+
+def _dataset(table: Sequence[Row], **attrs) -> xr.Dataset:
     variables = {}
     for name in table[0]:
         unit = {"units": "1" if name == "crossings" else "data unit" if name.startswith("one_step") else "data unit^2"}
         variables[name] = ("round", [math.nan if row[name] is None else row[name] for row in table], unit)
-    attrs = {"n": n, "n_steps": n_steps, "data": flows[0].data, "seed": bench.seed}
-    return xr.Dataset(variables, {"round": np.arange(1, len(flows) + 1)}, attrs)
+    return xr.Dataset(variables, {"round": np.arange(1, len(table) + 1)}, attrs)
 
 
-def _row(
-    bench: Bench, flows: Sequence[Recipe], points: Dataset, n: int, n_steps: int, n_w2: int
-) -> dict[str, float | None]:
-    """Measures of the last flow."""
-    model = bench.model(flows[-1])
-    first = MEASURED + (bench.seed << 36)
+def _row(models: Sequence[Denoiser], points: Dataset, seed: int, n: int, n_steps: int, n_w2: int) -> Row:
+    """Measures of the last flow; the one before, if any, made its pairs."""
+    model, first = models[-1], MEASURED + (seed << 36)
     seeds = Seeds(range(first, first + n))
     noise, labels = seeds.normal(points.shape), seeds.fresh().labels(model.n_classes) if model.n_classes else None
     g = torch.Generator().manual_seed(first)
     paired, real, other = (drawn(points, n, g, labels) for _ in range(3))
 
-    if len(flows) > 1:
-        paired = data_of(straight_run(bench.model(flows[-2]), noise, n_steps, labels))
+    if len(models) > 1:
+        paired = data_of(straight_run(models[-2], noise, n_steps, labels))
     run, once = straight_run(model, noise, n_steps, labels), straight_run(model, noise, 1, labels)
     parts = budget_of(run, of_labels(model, labels), noise, paired)
     parts["one_step"] = geometry.flat(data_of(run) - data_of(once), 1).norm(dim=1)
-    row: dict[str, float | None] = {}
+    row: Row = {}
     for name, value in parts.items():
         row |= {name: float(value.mean()), f"{name}_se": float(value.std()) / math.sqrt(n)}
     many, one, real, other = (geometry.flat(x[:n_w2], 1).numpy() for x in (data_of(run), data_of(once), real, other))
-    row |= {
-        "w2": wasserstein2(many, real),
-        "w2_one_step": wasserstein2(one, real),
-        "w2_floor": wasserstein2(other, real),
-    }
-    planar = points.shape == (2,)
-    return row | {
-        "crossings": len(geometry.line_crossings(noise, paired).pairs) / (n * (n - 1) / 2) if planar else None
-    }
+    row |= {"w2": wasserstein2(many, real), "w2_one_step": wasserstein2(one, real)}
+    row |= {"w2_floor": wasserstein2(other, real), "crossings": None}
+    if points.shape == (2,):
+        row["crossings"] = len(geometry.line_crossings(noise, paired).pairs) / (n * (n - 1) / 2)
+    return row
 
 
 FLOW_RANGE = (1e-5, 1 - 1e-5)
