@@ -347,6 +347,19 @@ def test_a_loss_that_is_not_finite_is_named_with_its_noise_levels(tmp_path):
     assert ticks[0].logs["skipped"] == 10 and read_log(tmp_path)[0]["notices"] == list(ticks[0].notices)
 
 
+def test_skips_before_a_resume_are_told_after_it(tmp_path):
+    plan = Plan(6, tick_steps=6, checkpoint_steps=4)
+    ticks = train(Exploding({1, 5}), Repeat(line()), plan, tmp_path, evaluate=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(ticks)
+    (tick,) = run(Exploding({1, 5}), Repeat(line()), plan, tmp_path)
+    assert tick.logs["skipped"] == 2 and [said.split(":")[0] for said in tick.notices] == ["step 1", "step 5"]
+
+
+def interrupted(method, emas):
+    raise KeyboardInterrupt
+
+
 def test_a_gradient_that_is_not_finite_names_its_network():
     class Steep(Pair):
         def updates(self, batch, progress):

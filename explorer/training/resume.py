@@ -41,6 +41,7 @@ def captured(run: _Run, data: Any) -> tuple[dict[str, Any], dict[str, Tensor], d
             "logs": {name: [float(total), run.counts[name]] for name, total in run.sums.items()},
             "levels": run.levels.state(),
             "skipped": run.skipped,
+            "notices": run.notices,
         },
     }
     return info, run.weights(), {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()}
@@ -84,8 +85,7 @@ def restore(run: _Run, saved: Checkpoint, data: Any) -> None:
         run.sums[name], run.counts[name] = total, count
     run.levels.load(pending.get("levels", {}))
     run.skipped = pending.get("skipped", 0)
-    if saved.notice:
-        run.notices.append(saved.notice)
+    run.notices = [*pending.get("notices", ()), *filter(None, [saved.notice])]
 
 
 NEW = {"kind": "adamw"}
