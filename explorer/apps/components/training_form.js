@@ -6,11 +6,12 @@ export function render({ model, el }) {
   const about = h("p", { class: "fine", "data-part": "about" });
   const groups = h("div", { class: "groups", style: "display: flex; flex-direction: column; gap: 8px" });
   const reset = h("button", { class: "btn", type: "button", "data-act": "reset", title: "All numbers back to the recipe's", onclick: () => send({ type: "reset" }) }, "reset");
+  const blocked = h("p", { class: "blocked", "data-part": "blocked", hidden: true });
   const start = h("button", { class: "btn primary start", type: "button", "data-act": "start", title: "Train this (n)", onclick: () => send({ type: "start" }) }, "Start");
   const pane = h("section", { class: "pane card form", "aria-label": "New run" },
     h("div", { class: "head" }, h("h2", { style: "flex: 1" }, "New run"), reset),
     h("div", { class: "pick" }, h("label", { for: "paper" }, "method"), papers, h("label", { for: "recipe" }, "recipe"), recipes, about),
-    groups, start);
+    groups, blocked, start);
   const tip = tooltip(pane);
   const rows = new Map();
   let structure = "", opened = new Set();
@@ -19,6 +20,12 @@ export function render({ model, el }) {
     const id = `knob-${k.name}`;
     const now = () => model.data.groups.flatMap((g) => g.knobs).find((x) => x.name === k.name);
     let typed = false;
+    if (k.kind === "choice") {
+      const pick = h("select", { id, "data-knob": k.name, onchange: () => send({ type: "set", knob: k.name, value: pick.value }) }, k.options.map((name) => h("option", { value: name }, name)));
+      const line = h("div", { class: "knob choice", ondblclick: (e) => { e.preventDefault(); send({ type: "reset", knob: k.name }); } }, h("label", { for: id, title: k.doc }, h("span", {}, k.title)), pick);
+      rows.set(k.name, (x) => { pick.value = x.value; line.classList.toggle("differs", x.differs); });
+      return line;
+    }
     const flag = k.kind === "flag";
     const commit = (value) => { typed = false; send({ type: "set", knob: k.name, value }); };
     const input = h("input", { id, type: flag ? "checkbox" : "text", inputmode: flag ? null : "decimal", autocomplete: "off", spellcheck: "false", "data-knob": k.name, placeholder: k.optional ? "none" : null,
@@ -48,7 +55,7 @@ export function render({ model, el }) {
   function draw() {
     const d = model.data;
     if (!d.papers) return;
-    const key = JSON.stringify([d.papers, d.paper, d.recipe, d.groups.map((g) => g.knobs.map((k) => k.name))]);
+    const key = JSON.stringify([d.papers, d.paper, d.recipe, d.groups.map((g) => g.knobs.map((k) => [k.name, k.options]))]);
     if (key !== structure) {
       structure = key;
       rows.clear(); tip.hide();
@@ -63,6 +70,8 @@ export function render({ model, el }) {
       }));
     }
     papers.value = d.paper; recipes.value = d.recipe;
+    start.disabled = Boolean(d.blocked);
+    blocked.hidden = !d.blocked; blocked.textContent = d.blocked;
     about.replaceChildren(...[d.data, d.cost && `${d.cost} as it stands`, d.about, ...d.needs.map((n) => `first makes ${n}`)].filter(Boolean).flatMap((text, i) => (i ? [h("br"), text] : [text])));
     for (const g of d.groups) for (const k of g.knobs) rows.get(k.name)?.(k);
     reset.hidden = !d.changed;

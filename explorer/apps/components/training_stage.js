@@ -276,7 +276,9 @@ export function render({ model, el }) {
     else if (detail.key === "k" && p && !p.unkeepable) send({ type: "keep", name: p.name });
   };
   document.addEventListener("explorer-training-key", keys);
-  model.on("remove", () => { deaf(); clearTimeout(timer); document.removeEventListener("explorer-training-key", keys); });
+  const themed = new MutationObserver(() => { for (const panel of shown()) panel.book.draw(); });  // the paper changes: so do the inks
+  themed.observe(document.documentElement, { attributes: true, attributeFilter: ["style"] });
+  model.on("remove", () => { deaf(); themed.disconnect(); clearTimeout(timer); document.removeEventListener("explorer-training-key", keys); });
   model.on("data", draw);
   draw();
   return pane;

@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 from explorer import papers
-from explorer.data import TOYS
+from explorer.data import TOYS, load_dataset
 from explorer.errors import BadValue, UnknownName
 from explorer.reproduction.recipe import Paper, Recipe
+from explorer.reproduction.run import on_data, override
 from explorer.training.plan import EmaPlan, Plan
 
 SETTING = "set."
@@ -26,7 +27,7 @@ class Knob:
 
     Attributes:
         name: as in `changes`, in addresses and in requests.
-        kind: "integer", "float", "flag" or "text".
+        kind: "integer", "float", "flag", or "choice" among `options`.
         value: the recipe's own.
         low: smallest value that is allowed, itself included unless `open`.
         group: under which heading it stands.
@@ -44,6 +45,7 @@ class Knob:
     open: bool = False
     optional: bool = False
     reason: str = ""
+    options: tuple[str, ...] = ()
 
     def read(self, given: Any) -> Any:
         """The value a user means.
@@ -55,7 +57,9 @@ class Knob:
             if self.optional:
                 return None
             raise BadValue(f"{self.title} needs a value; the recipe's is {self.value}.")
-        if self.kind == "text":
+        if self.kind == "choice":
+            if given not in self.options:
+                raise UnknownName(self.title, given, self.options)
             return str(given)
         if self.kind == "flag":
             text = str(given).lower()
@@ -107,6 +111,19 @@ def recipes(paper: Paper) -> list[str]:
     return [name for name in paper.recipes if name != "toy" or not toys]
 
 
+def datasets(recipe: Recipe) -> tuple[str, ...]:
+    """Data sets of the plane on which the recipe can be trained as well as on its own, which comes first."""
+    own = recipe.data
+    if own not in TOYS or recipe.needs:  # a teacher knows its own data only
+        return (own,)
+    return (own, *(name for name in TOYS if name != own and _labelled(name) == _labelled(own)))
+
+
+@lru_cache(maxsize=32)
+def _labelled(name: str) -> bool:
+    return load_dataset(name).n_classes > 0
+
+
 def is_toy(recipe: Recipe) -> bool:
     return recipe.data in TOYS
 
@@ -115,6 +132,8 @@ def knobs(recipe: Recipe) -> list[Knob]:
     """What may be turned, in the order in which it is shown."""
     plan, own = recipe.plan, []
     docs = _docs(Plan)
+    if len(same := datasets(recipe)) > 1:
+        own.append(Knob("data", "data", "choice", recipe.data, "Which points are learnt.", options=same))
     own += [
         Knob("steps", "steps", "integer", plan.n_steps, docs["n_steps"], low=1),
         Knob("minutes", "minutes", "float", plan.minutes, docs["minutes"], unit="min", low=0, open=True, optional=True),
@@ -145,11 +164,8 @@ def knobs(recipe: Recipe) -> list[Knob]:
         )
     reason = "" if _turns(recipe) else "The method of this recipe does not read its settings from the recipe."
     for name, value in recipe.settings.items():
-        kind = next(
-            (k for t, k in ((bool, "flag"), (int, "integer"), (float, "float"), (str, "text")) if isinstance(value, t)),
-            "",
-        )
-        if kind in ("", "text"):
+        kind = next((k for t, k in ((bool, "flag"), (int, "integer"), (float, "float")) if isinstance(value, t)), "")
+        if not kind:
             continue
         where = f"A number of the method itself; the recipe says {value}."
         own.append(Knob(SETTING + name, name.replace("_", " "), kind, value, where, group="Method", reason=reason))
@@ -172,6 +188,8 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         values[name] = known[name].read(given)
         if known[name].reason and values[name] != known[name].value:
             raise BadValue(f"{known[name].title} cannot be changed: {known[name].reason}")
+    if values.get("data", recipe.data) != recipe.data:
+        recipe = on_data(recipe, values["data"])
     plan = recipe.plan
     fields = {"steps": "n_steps", "minutes": "minutes", "batch": "batch_size", "seed": "seed"}
     new: dict[str, Any] = {fields[k]: v for k, v in values.items() if k in fields}
@@ -191,7 +209,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_of(request: Mapping[str, Any]) -> Recipe:
-    """The recipe that a request asks for: {"paper", "recipe", "changes"}.
+    """The recipe that a request asks for: {"paper", "recipe"}, and "changes" by knob or, from the command line, "data" and "sets".
 
     Raises:
         ExplorerError: it names nothing that is there, or values that cannot be.
@@ -199,8 +217,13 @@ def recipe_of(request: Mapping[str, Any]) -> Recipe:
     changes = request.get("changes") or {}
     if not isinstance(changes, Mapping):
         raise BadValue(f"'changes' of a request are names with values, got {changes!r}.")
-    paper = papers.paper(str(request.get("paper", "")))
-    return changed(paper.recipe(str(request.get("recipe", ""))), changes)
+    recipe = papers.paper(str(request.get("paper", ""))).recipe(str(request.get("recipe", "")))
+    if request.get("data"):
+        recipe = on_data(recipe, str(request["data"]))
+    sets = request.get("sets") or {}
+    if not isinstance(sets, Mapping):
+        raise BadValue(f"'sets' of a request are fields with values, got {sets!r}.")
+    return override(changed(recipe, changes), sets)
 
 
 def preparations(recipe: Recipe) -> list[str]:
@@ -220,7 +243,7 @@ def preparations(recipe: Recipe) -> list[str]:
 def command(slug: str, name: str, changes: Mapping[str, Any]) -> str:
     """The same run on the command line, where all its changes have words there."""
     recipe = papers.paper(slug).recipe(name)
-    paths = {"steps": "plan.n_steps", "batch": "plan.batch_size", "lr": "plan.optimizer.lr"}
+    paths = {"data": "data", "steps": "plan.n_steps", "batch": "plan.batch_size", "lr": "plan.optimizer.lr"}
     words = [f"explorer train {slug} --data {name}"]
     for knob in knobs(recipe):
         if knob.name in changes and changes[knob.name] != knob.value:

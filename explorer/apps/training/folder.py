@@ -33,10 +33,10 @@ except ImportError:  # no such locks on this system: a run lives while its statu
 ACTIVE = ("starting", "preparing", "running", "paused", "measuring")
 """States in which there should be a process."""
 
-STATES = (*ACTIVE, "done", "stopped", "failed", "killed")
+STATES = (*ACTIVE, "done", "stopped", "failed", "killed", "unwatched")
 WANTS = ("run", "pause", "stop")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-STALE = 60.0  # seconds without a sign of life that a process may take to start
+STALE = 300.0  # seconds without a sign of life that a process may take to start, on a machine with other work
 SPARE_BYTES = 4096  # kept on disk for the last words of a run whose disk is full
 
 
@@ -132,7 +132,7 @@ class RunFiles:
         step, n_steps = info.get("step", 0), plan.get("n_steps", 0)
         done = bool(n_steps) and step >= n_steps
         return {
-            "state": "done" if done else "stopped",
+            "state": "done" if done else "unwatched",
             "step": step,
             "n_steps": n_steps,
             "n_images": info.get("n_images", 0),

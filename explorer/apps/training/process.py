@@ -23,7 +23,6 @@ import torch
 
 from explorer.apps.training.choices import found, is_toy, recipe_of
 from explorer.apps.training.folder import RunFiles
-from explorer.apps.training.previews import Previewer, card_of
 from explorer.errors import ExplorerError, NonFinite
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.recipe import Recipe
@@ -54,20 +53,28 @@ def watched(recipe: Recipe) -> Recipe:
 
 
 def attended(
-    recipe: Recipe, files: RunFiles, *, device: torch.device | str = "cpu", previews: bool = True
+    recipe: Recipe,
+    files: RunFiles,
+    *,
+    device: torch.device | str = "cpu",
+    previews: bool = True,
+    needs: Path | None = None,
 ) -> Iterator[Tick]:
     """Ticks of `train_recipe` in the run's folder, which meanwhile says how far it is, and is obeyed: pause, run, stop.
 
     Args:
         previews: also draw and measure samples, see `Previewer`.
+        needs: folder of what the recipe needs first; by default one in the run's own.
     Raises:
         BadValue: another process trains in this folder; and whatever the training raises, after it has been written down.
     """
+    from explorer.apps.training.previews import Previewer, card_of
+
     with files.lock():
         account = _Account(recipe, files)
         previewer = None
         try:
-            bench = Bench(files.path.parent / ".needs", seed=recipe.plan.seed, device=device, show=account.preparing)
+            bench = Bench(needs or files.path / "needs", seed=recipe.plan.seed, device=device, show=account.preparing)
             ticks = train_recipe(recipe, files.path, device=device, bench=bench)
             tick = None
             with contextlib.closing(ticks):
@@ -104,6 +111,20 @@ def attended(
         finally:
             if previewer is not None:
                 previewer.close()
+
+
+def on_record(
+    recipe: Recipe, folder: Path | str, request: dict[str, Any], device: torch.device | str
+) -> Iterator[Tick]:
+    """Ticks of a training in this process, as `attended` gives them: the Training page and `explorer runs` see it, and may stop it.
+
+    Args:
+        request: what was asked for, see `choices.recipe_of`.
+    """
+    files = RunFiles(folder)
+    if not files.alive:
+        files.ask(request)
+    return attended(recipe, files, device=device, previews=False)
 
 
 class _Account:
@@ -208,7 +229,7 @@ def work(files: RunFiles) -> None:
         torch.set_num_threads(1)  # its matrices are too small for more
     device = str(request.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     with contextlib.suppress(Exception):  # written down by then
-        for _ in attended(recipe, files, device=device):
+        for _ in attended(recipe, files, device=device, needs=files.path.parent / ".needs"):
             pass
 
 

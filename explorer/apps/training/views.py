@@ -29,6 +29,7 @@ WORDS = {
     "stopped": "stopped",
     "failed": "failed",
     "killed": "ended without a word",
+    "unwatched": "trained without an account",
 }
 KILLED = (
     "Its process is gone without a word: it was killed, or the machine was restarted. The last checkpoint is whole."
@@ -52,7 +53,7 @@ def top_data(store: Trainings) -> dict:
 
 
 def form_data(store: Trainings) -> dict:
-    recipe = store.plain_recipe
+    recipe = store.recipe
     groups: dict[str, list[dict]] = {}
     for knob in store.knobs:
         value = store.changes.get(knob.name, knob.value)
@@ -67,6 +68,7 @@ def form_data(store: Trainings) -> dict:
                 "unit": knob.unit,
                 "optional": knob.optional,
                 "reason": knob.reason,
+                "options": list(knob.options),
                 "differs": knob.name in store.changes,
             }
         )
@@ -83,6 +85,7 @@ def form_data(store: Trainings) -> dict:
         "about": recipe.notes,
         "data": _data_words(recipe.data),
         "needs": choices.preparations(recipe),
+        "blocked": _blocked(recipe.data),
     }
 
 
@@ -90,12 +93,27 @@ def _short(text: str) -> str:
     return text if len(text) <= 46 else text[:45].rstrip() + "…"
 
 
-@lru_cache(maxsize=64)
+_READABLE: set[str] = set()
+
+
+def _blocked(name: str) -> str:
+    """Why this data set cannot be trained on here; empty where it can."""
+    if name not in _READABLE:
+        try:
+            load_dataset(name)
+        except ExplorerError as error:
+            return str(error)
+        _READABLE.add(name)
+    return ""
+
+
 def _data_words(name: str) -> str:
-    try:
-        data = load_dataset(name)
-    except ExplorerError:
-        return f"{name}: not in this package; the recipe cannot run here"
+    return "" if _blocked(name) else _known_words(name)
+
+
+@lru_cache(maxsize=64)
+def _known_words(name: str) -> str:
+    data = load_dataset(name)
     shape = (
         "points of the plane"
         if data.shape == (2,)
