@@ -144,7 +144,7 @@ def pictures(data: str, teacher: str, name: str = "", *, cost: str = "", **setti
         data=data,
         method=method,
         plan=Plan(
-            2000,
+            1300,
             64,
             optimizer=adam(1e-3, warmup_images=3000),
             optimizers={"student": adam(5e-4, warmup_images=3000)},
@@ -190,7 +190,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "toy-8gaussians": partial(plane, "8gaussians"),
     "toy-8gaussians-4step": partial(plane, "8gaussians", FEW, "toy-8gaussians-dmd2-4step"),
     "toy-moons": partial(plane, "moons"),
-    "digits": partial(pictures, "digits", "digits", cost="10 CPU minutes"),
+    "digits": partial(pictures, "digits", "digits", cost="7 CPU minutes"),
     "shapes": partial(pictures, "shapes", "shapes", cost="an hour on one CPU core"),
     "cifar10": partial(
         full_size, "cifar10", Checkpoint("edm-cifar10-32x32-cond-vp", {**CIFAR10_DDPMPP, "n_classes": 10}),
