@@ -273,6 +273,10 @@ def test_a_claim_that_could_not_be_measured_ends_with_code_one(tmp_path, monkeyp
     assert "no such layer" in result.stderr and "2 of 3 seeds measured" in " ".join(result.stdout.split())
 
 
+def test_the_command_explains_itself_with_examples():
+    assert "explorer claims --all" in run("claims", "--help").stdout.partition("Examples")[2]
+
+
 def test_bad_requests_get_one_sentence(tmp_path):
     assert "--all" in refusal("claims") and "--all" in refusal("claims", "edm", "--all")
     assert "edm" in refusal("claims", "emd")

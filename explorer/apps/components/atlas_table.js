@@ -68,10 +68,10 @@ export function render({ model, el }) {
       h("td", {}, h("div", {}, c.text), h("div", { class: "fine" }, [c.where, c.scale].filter(Boolean).join(" · ")), c.error ? h("div", { class: "fine" }, c.error) : null),
       h("td", { class: "where" }, c.quantity || ""),
       h("td", { class: "num", title: c.seen ? `mean of ${c.seeds} seeds, n = ${c.n} each` : null }, c.measured || "–"),
-      h("td", { class: "num" }, c.threshold ?? ""),
+      h("td", { class: "num limit" }, c.threshold ?? ""),
       h("td", { class: "where" }, c.seen ? strip(c) : ""),
       h("td", { class: "said", title: (c.notes || []).join("\n") || null }, h("span", { class: "chip", "data-status": c.verdict }, c.verdict))));
-    return h("div", {}, h("h3", {}, "Claims, measured here"), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {},
+    return h("div", {}, h("h3", {}, "Claims, measured here"), h("div", { class: "scroll" }, h("table", { class: "claims" }, h("thead", {}, h("tr", {},
       h("th", {}, "claim"), h("th", { class: "where" }, "quantity"), h("th", { class: "num" }, "measured"), h("th", { class: "num" }, "threshold"), h("th", { class: "where" }, "seeds, and the threshold"), h("th", {}, "verdict"))), h("tbody", {}, rows))),
       h("p", { class: "fine" }, "Mean over seeds ± its standard error. A claim holds only if it holds at every seed; small runs confirm directions, not published figures."));
   }
