@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from explorer.data.augment import NonLeaking
 from explorer.data.dataset import Dataset
 from explorer.data.digits import digits, digits_dataset
 from explorer.data.fractals import Fractals, fractals_dataset
@@ -22,6 +23,7 @@ __all__ = [
     "Drawing",
     "Fractals",
     "Loader",
+    "NonLeaking",
     "Shapes",
     "array_dataset",
     "digits",

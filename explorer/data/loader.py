@@ -12,7 +12,7 @@ from torch import Tensor
 from explorer.data.dataset import Dataset
 from explorer.errors import BadValue
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Batch:
         x0: (B, *shape) data.
         labels: (B,) int64 class labels, or None.
         noise: (B, *shape) the noise paired with `x0`, for methods trained on stored pairs; None elsewhere.
+        augment: (B, n) labels of the augmentation of each sample, for networks that read them; None without.
     """
 
     x0: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
+    augment: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -59,7 +61,7 @@ class Loader:
         batch_size: samples per batch over all processes, divisible by `world`.
         seed: of the permutations and draws.
         rank, world: this process and the number of them; process r has every world-th sample of the batch, from r.
-        augment: (x (B, *shape), generator) -> x, applied to each batch.
+        augment: (x (B, *shape), generator) -> x, or x and labels of what was done to it, applied to each batch.
         fresh: draw new samples instead of shuffling stored ones.
     """
 
@@ -105,9 +107,11 @@ class Loader:
             rows = self._shuffle.rows(range(i * self.batch_size + self.rank, (i + 1) * self.batch_size, self.world))
             x = self.dataset.take(rows)
             labels = None if self.dataset.labels is None else self.dataset.labels[rows]
+        done = None
         if self.augment is not None:
             x = self.augment(x, self._generator(i, 1 + self.rank))
-        return Batch(x, labels)
+            x, done = x if isinstance(x, tuple) else (x, None)
+        return Batch(x, labels, augment=done)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, **self._identity()}
