@@ -143,13 +143,13 @@ def test_start_watch_pause_stop_resume_keep(desk, runs):
     page.send("keep", name=files.name)
     page.until(lambda: panel()["kept"] == ["edm-toy-8gaussians"])
     assert "Kept as edm-toy-8gaussians" in page.lab.top.data["notice"]
-    assert "model=edm-toy-8gaussians" in page.lab.shell.link, "the other pages open it"
+    page.until(lambda: "model=edm-toy-8gaussians" in page.lab.shell.link)  # the other pages open it
     assert page.lab.runs.data["runs"][0]["kept"] and page.store.error is None
 
 
 def test_pictures_come_once_and_in_order_and_again_when_a_run_takes_them_back(desk, runs):
     files = asked(runs)
-    pictures = [torch.full((30, 2), 0.1 * k) for k in range(60)]
+    pictures = [torch.full((30, 2), 0.03 * k) for k in range(60)]
     for k, x in enumerate(pictures):
         previews.write_preview(files.previews, x, None, {"step": k, "n_images": 8 * k, "seconds": k / 4})
     page = desk()
@@ -161,7 +161,7 @@ def test_pictures_come_once_and_in_order_and_again_when_a_run_takes_them_back(de
         assert block["anew"] == (not got) and len(block["pictures"]) <= blocks.MOST_PICTURES
         got += [p["step"] for p in block["pictures"]]
         z = (block["x"].reshape(len(block["pictures"]), -1) / 32767.5 - 1) * 2 * block["extent"]
-        expected = [0.1 * p["step"] for p in block["pictures"]]
+        expected = [0.03 * p["step"] for p in block["pictures"]]
         np.testing.assert_allclose(z[:, 0], expected, atol=2 * block["extent"] / 32767)
         page.send("have", slot=0)
     assert got == list(range(60))
@@ -227,6 +227,7 @@ def test_losses_by_level_are_sent_as_they_are_logged(desk, runs):
     block = unpacked(page.lab.strips.strip_0)
     loss = block["loss"].reshape(5, 3)
     np.testing.assert_array_equal(loss[:, [0, 2]], means)
+    assert block["sure"].reshape(5, 3)[0].tolist() == [80, 40, 94], "three, none and four of the sixteen that are sure"
     assert np.isnan(loss[:, 1]).all() and len(block["edges"]) == 4 and block["nets"] == ["net", "other"]
     page.send("net", slot=0, name="other")
     assert unpacked(page.lab.strips.strip_0)["net"] == "other"

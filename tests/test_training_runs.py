@@ -226,7 +226,7 @@ def test_forked_processes_train_and_outlive_the_one_that_started_them(runs):
     launcher.start(files)
     waiting = launcher._ready
     launcher.close()  # as when the server ends; the line is read when the process is warm
-    end = time.monotonic() + 120
+    end = time.monotonic() + 280  # imports, on a machine with other work
     while files.status()["state"] != "done":
         assert time.monotonic() < end and files.status()["state"] != "failed", files.status()
         time.sleep(0.05)
@@ -338,8 +338,8 @@ def test_columns_that_begin_late_or_pause_are_filled_with_nothing():
         history.add({"step": i, "n_images": i, "seconds": float(i), **row})
     np.testing.assert_array_equal(history.scalars["loss/net"], [1, np.nan, 3, np.nan])
     np.testing.assert_array_equal(history.scalars["late"], [np.nan, np.nan, 5, np.nan])
-    means = history.level_means("net", 10)
-    assert means.shape == (4, N_LEVELS) and means[2, 3] == 2.0 and np.isfinite(means).sum() == 1
+    means, count = history.level_means("net", 10)
+    assert means.shape == (4, N_LEVELS) and means[2, 3] == 2.0 and np.isfinite(means).sum() == 1 and count.sum() == 4
 
 
 def test_many_rows_are_shown_as_means_of_groups_and_levels_by_how_many_fell_in_them():
@@ -349,7 +349,7 @@ def test_many_rows_are_shown_as_means_of_groups_and_levels_by_how_many_fell_in_t
         level = {"bins": [4, 9], "mean": means[i].tolist(), "std_error": [0, 0], "n": n[i].tolist()}
         history.add({"step": i, "n_images": i, "seconds": i, "loss/net": losses[i], "levels": {"net": level}})
     np.testing.assert_allclose(history.binned(history.scalars["loss/net"], 240), losses.reshape(200, 5).mean(1))
-    got = history.level_means("net", 240)[:, [4, 9]]
+    got = history.level_means("net", 240)[0][:, [4, 9]]
     np.testing.assert_allclose(got, (means * n).reshape(200, 5, 2).sum(1) / n.reshape(200, 5, 2).sum(1))
 
 

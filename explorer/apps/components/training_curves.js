@@ -55,7 +55,8 @@ export function render({ model, el }) {
     const lo = map(floor), hi = map(frame.high), pad = 0.07 * (hi - lo || Math.abs(hi) || 1);
     const base = c.log || lo < 0 || lo > 0.5 * hi ? lo - pad : 0;
     const y = (v) => bottom - (map(v) - base) / (hi + pad - base || 1) * (bottom - top);
-    const levels = c.log ? decadesBetween(floor, frame.high) : ticks(base, hi + pad, 4);
+    let levels = c.log ? decadesBetween(floor, frame.high) : ticks(base, hi + pad, 4);
+    if (levels.length < 2) levels = ticks(floor, frame.high, 3);
     const parts = (levels.length ? levels : [frame.high]).flatMap((v) => [s("line", { class: "gridline", x1: left, x2: right, y1: y(v), y2: y(v) }), s("text", { x: left - 5, y: y(v) + 4, "text-anchor": "end" }, short(v))]);
     parts.push(...trainingAxis(spot, place, bottom));
     const labels = [];
@@ -64,7 +65,7 @@ export function render({ model, el }) {
       if (!points.length) continue;
       if (l.se) parts.push(s("polygon", { points: [...points.map((p) => `${p[0]},${y(p[1] + p[2])}`), ...points.toReversed().map((p) => `${p[0]},${y(c.log ? Math.max(p[1] - p[2], floor) : p[1] - p[2])}`)].join(" "), fill: l.color, opacity: 0.2 }));
       parts.push(s("polyline", { points: points.map((p) => `${p[0]},${y(p[1])}`).join(" "), fill: "none", stroke: l.color, "stroke-width": 1.7, "stroke-linejoin": "round", "stroke-dasharray": DASHES[l.dash % 4] }));
-      if (l.dots && points.length < 40) parts.push(...points.map((p) => s("circle", { cx: p[0], cy: y(p[1]), r: 2.2, fill: l.color })));
+      if ((l.dots && points.length < 40) || points.length === 1) parts.push(...points.map((p) => s("circle", { cx: p[0], cy: y(p[1]), r: 2.2, fill: l.color })));
       const end = points.at(-1), text = [d.runs.length > 1 ? l.letter : "", l.label].filter(Boolean).join(" ");
       if (text) labels.push([end[0], y(end[1]), text, l.color]);
     }

@@ -51,8 +51,7 @@ const placeOf = (spot, left, right) => ({ left, right, x: (v) => left + v / (spo
 function trainingAxis(spot, place, y, words = true) {
   const parts = [s("line", { class: "axis", x1: place.left, x2: place.right, y1: y, y2: y })];
   if (!spot.end) return parts;
-  const narrow = place.right - place.left < 260;
-  for (const v of ticks(0, spot.end, narrow ? 3 : 5)) {
+  for (const v of ticks(0, spot.end, place.right - place.left < 200 ? 3 : place.right - place.left < 360 ? 4 : 6)) {
     const x = place.x(v);
     if (x > place.right + 1) continue;
     parts.push(s("line", { class: "axis", x1: x, x2: x, y1: y, y2: y + 4 }));

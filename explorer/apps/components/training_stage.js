@@ -6,7 +6,7 @@ function makeBook(spot, settings) {
   const canvas = h("canvas", { role: "img", "aria-label": "Samples from the averaged weights" });
   const stamp = h("span", { class: "stamp", hidden: true, "data-part": "stamp" }), key = h("span", { class: "key", hidden: true });
   const veil = h("div", { class: "veil" });
-  const node = h("div", { class: "plate", "data-part": "book" }, canvas, veil, stamp, key);
+  const node = h("div", { class: "plate", "data-part": "book" }, canvas, veil), whole = h("div", {}, node, h("div", { class: "legend" }, stamp, key));
   const reduced = matchMedia("(prefers-reduced-motion: reduce)");
   let book = null, at = -1, from = null, now = null, since = 0, frame = 0, sheet = null;
 
@@ -111,7 +111,7 @@ function makeBook(spot, settings) {
   }
 
   new ResizeObserver(draw).observe(node);
-  return { node, veil, take, clear, open, draw, get pages() { return book?.pages ?? []; }, get run() { return book?.run ?? ""; } };
+  return { node: whole, veil, take, clear, open, draw, get pages() { return book?.pages ?? []; }, get run() { return book?.run ?? ""; } };
 }
 
 const WORDS = { pause: "Pause", resume: "Resume", stop: "Stop", again: "Again", slower: "Halve lr" };

@@ -23,7 +23,7 @@ export function render({ model, el }) {
     return part;
   });
 
-  function words() { return strips.length && strips.some((strip) => strip.columns) ? "σ upwards, log scale; each column the mean of some steps" : ""; }
+  function words() { return strips.length && strips.some((strip) => strip.columns) ? "σ upwards, log scale; fainter where few samples fell" : ""; }
 
   function take() {
     strips = [0, 1].map((slot) => unpack(model[`strip_${slot}`])).filter(Boolean).filter((strip) => (model.data.shown || []).includes(strip.run));
@@ -74,7 +74,7 @@ export function render({ model, el }) {
       while (i < x.length - 1 && x[i] < at) i++;
       for (let r = 0; r < n; r++) {
         const v = strip.loss[i * n + r];
-        if (v > 0) image.data.set([...heat((Math.log(v) - lo) / span), 255], 4 * ((n - 1 - r) * px + col));
+        if (v > 0) image.data.set([...heat((Math.log(v) - lo) / span), strip.sure[i * n + r]], 4 * ((n - 1 - r) * px + col));
       }
     }
     c.putImageData(image, 0, 0);

@@ -21,6 +21,7 @@ from explorer.training.levels import LEVEL_EDGES, N_LEVELS
 
 MOST_PICTURES = 24  # in one block: the first appear before the last are read
 N_DATA = 600
+SURE = 16  # samples of a noise level from which its colour is drawn in full
 
 
 def strip_block(store: Trainings, slot: int, net: str = "") -> bytes | None:
@@ -31,7 +32,8 @@ def strip_block(store: Trainings, slot: int, net: str = "") -> bytes | None:
         return None
     nets = list(history.levels)
     net = net if net in nets else nets[0] if nets else ""
-    means = history.level_means(net, MOST_COLUMNS) if net else np.zeros((0, N_LEVELS))
+    means, count = history.level_means(net, MOST_COLUMNS) if net else np.zeros((2, 0, N_LEVELS))
+    sure = np.rint(40 + 215 * np.minimum(count / SURE, 1)).astype(np.uint8)
     rows = np.flatnonzero(np.isfinite(means).any(0))
     low, high = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
     header = {
@@ -49,7 +51,7 @@ def strip_block(store: Trainings, slot: int, net: str = "") -> bytes | None:
         by: history.binned(history.axis(by), MOST_COLUMNS).astype(np.float32)[: len(means)]
         for by in ("images", "seconds")
     }
-    return pack(header, **x, loss=means[:, low:high].astype(np.float32))
+    return pack(header, **x, loss=means[:, low:high].astype(np.float32), sure=sure[:, low:high])
 
 
 def _why_no_levels(history: History) -> str:

@@ -110,8 +110,8 @@ class History:
         values = np.asarray(values, float)
         return _grouped(values, most)
 
-    def level_means(self, net: str, most: int) -> np.ndarray:
-        """(groups, 30): mean loss by noise level, weighted by how many samples fell in each; NaN where none did."""
+    def level_means(self, net: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """(groups, 30) each: mean loss by noise level, NaN where no sample fell, and how many fell there."""
         rows = self.levels.get(net, ())
         group = -(-len(rows) // most) if rows else 1
         total = np.zeros((-(-len(rows) // group), N_LEVELS))
@@ -124,7 +124,7 @@ class History:
                 total[i // group, bins[good]] += mean[good] * n[good]
                 count[i // group, bins[good]] += n[good]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return total / np.where(count > 0, count, np.nan)
+            return total / np.where(count > 0, count, np.nan), count
 
 
 def _grouped(values: np.ndarray, most: int) -> np.ndarray:

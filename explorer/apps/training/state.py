@@ -260,7 +260,7 @@ class Trainings(Store):
         what = set()
         if cards != self.cards:
             known = {card.name for card in self.cards}
-            what |= {"runs", "live"}
+            what |= {"runs", "live", "view"}  # a kept model is in the address
             if known != {card.name for card in cards}:
                 what.add("shown")
             self.cards = cards

@@ -201,7 +201,7 @@ def _panel(store: Trainings, slot: int, name: str) -> dict:
         "facts": _facts(card),
         "hero": _hero(store, card),
         "error": _error(card),
-        "notices": [str(text) for text in status.get("notices") or ()][-2:],
+        "notices": [] if _error(card) else [str(text) for text in status.get("notices") or ()][-2:],
         "acts": _acts(card),
         "kept": list(card.kept),
         "unkeepable": card.unkeepable,
@@ -367,7 +367,7 @@ def _straight_chart(shown: list[tuple[int, History]], by: str) -> dict:
         "about": "0 for straight paths at even speed; data units²",
         "log": False,
         "lines": lines,
-        "missing": "of models that follow an ODE; what jumps has no path",
+        "missing": "only what follows an ODE has one",
     }
 
 
