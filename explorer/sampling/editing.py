@@ -46,7 +46,7 @@ class Known(ABC):
         """A x, of whatever shape."""
 
     @abstractmethod
-    def backward(self, z: Tensor, shape: torch.Size) -> Tensor:
+    def inverse(self, z: Tensor, shape: torch.Size) -> Tensor:
         """A^-1 z, images (B, C, H, W)."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Known(ABC):
     def project(self, x: Tensor, reference: Tensor) -> Tensor:
         """x with the known coordinates of the reference."""
         z, known = self.forward(x), self.forward(reference)
-        return self.backward(torch.where(self.unknown(z), z, known), x.shape)
+        return self.inverse(torch.where(self.unknown(z), z, known), x.shape)
 
     def blank(self, reference: Tensor) -> Tensor:
         """The reference with its unknown coordinates set to 0: all that an edit may look at."""
@@ -72,7 +72,7 @@ class Inpainting(Known):
     def forward(self, x):
         return x
 
-    def backward(self, z, shape):
+    def inverse(self, z, shape):
         return z
 
     def unknown(self, z):
@@ -93,7 +93,7 @@ class Colourisation(Known):
             raise BadValue(f"colourisation needs red, green and blue, got images of shape {tuple(x.shape[1:])}.")
         return torch.einsum("bchw,cd->bdhw", x, self._axes(x))
 
-    def backward(self, z, shape):
+    def inverse(self, z, shape):
         return torch.einsum("bdhw,cd->bchw", z, self._axes(z))
 
     def unknown(self, z):
@@ -116,7 +116,7 @@ class SuperResolution(Known):
     def forward(self, x):
         return self._patches(x) @ self._axes(x)  # (B, C, H/P, W/P, P^2)
 
-    def backward(self, z, shape):
+    def inverse(self, z, shape):
         b, c, h, w = shape
         p = self.factor
         patches = (z @ self._axes(z).T).reshape(b, c, h // p, w // p, p, p)
