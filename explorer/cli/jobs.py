@@ -65,6 +65,7 @@ def train(
       explorer train edm --data cifar10 --dry-run
       torchrun --nproc-per-node 4 -m explorer train edm --data cifar10
     """
+    from explorer.apps.training.process import on_record
     from explorer.papers import paper as find
     from explorer.reproduction.rehearsal import ELSEWHERE, missing
     from explorer.reproduction.run import on_data, override, publish, train_recipe
@@ -85,12 +86,19 @@ def train(
         if recipe.cost and speaks:
             note(f"the recipe says: {recipe.cost}")
         tick = None
+        if distributed.world() > 1:
+            course = train_recipe(recipe, out, device=where)
+        else:
+            course = on_record(recipe, out, {"paper": paper, "recipe": data, "data": other, "sets": changes}, where)
         with progress(f"training {recipe.name}", show=speaks) as show:
-            for tick in train_recipe(recipe, out, device=where):
+            for tick in course:
                 losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]
                 skipped = f", {tick.logs['skipped']} updates skipped" if tick.logs["skipped"] else ""
                 show(tick.fraction, f"step {tick.step}, {', '.join(losses[:2])}{skipped}")
     if not speaks:
+        return
+    if tick is None or (tick.fraction < 1 and not tick.stopped):
+        note(f"stopped from outside; run the same command again, or explorer runs {out.name} resume, to go on.")
         return
     with progress("measuring the model"):
         weights = publish(recipe, tick, out)
