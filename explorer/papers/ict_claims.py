@@ -127,8 +127,9 @@ def better(bench: Bench) -> Verdict:
     noise = claim_seeds(bench.seed, 2048).normal((2,))
     ends, shown = exact_ends(RING, noise), []
     for name, recipe in (("iCT", ict), ("CT of 2023", base)):
+        model = bench.model(recipe)
         with torch.no_grad():
-            error = map_error(bench.model(recipe).denoise(80.0 * noise, 80.0), ends).value
+            error = map_error(model.denoise(80.0 * noise, 80.0), ends).value
         values = "/".join(f"{quality(bench, recipe, k).value:.3f}" for k in (1, 2, 4))
         shown.append(f"{name} {values} with 1/2/4 jumps, map RMSE {error:.3f}")
     mine, theirs = quality(bench, ict), quality(bench, base)
