@@ -182,7 +182,7 @@ def plane(
 
     batch = 256 if coupling == "ot" and k == 1 else 512
     optimizer = OptimizerPlan(lr=2e-3, betas=(0.9, 0.99), warmup_images=50_000, decay="cosine")
-    plan = Plan(6000 if k == 1 else 4000, batch, optimizer=optimizer, emas=(EmaPlan(half_life=60_000),), tick_steps=500)
+    plan = Plan(3000 if k == 1 else 2000, batch, optimizer=optimizer, emas=(EmaPlan(half_life=60_000),), tick_steps=500)
     return Recipe(
         name=name,
         data=data,
@@ -215,12 +215,12 @@ def one_step(data: str, k: int = 2) -> Recipe:
 
 
 UNETS = {  # the networks of the bundled teachers, steps of 128 images in round 1 and later, minutes
-    "digits": (DIGITS_UNET, (1500, 1000), 10),
+    "digits": (DIGITS_UNET, (800, 400), 5),
     "shapes": ({"shape": [3, 16, 16], "channels": 32, "mult": [1, 2, 2], "blocks": [1, 1, 1]}, (4000, 2000), 60),
 }
 
 
-def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int = 8_000) -> Recipe:
+def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int = 4_000) -> Recipe:
     """k-rectified flow of small images with classes.
 
     Args:
@@ -245,7 +245,7 @@ def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int 
         data=data,
         method=method,
         plan=Plan(steps[min(k, 2) - 1], 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
-        sampler=even_steps(12, Heun()) if k == 1 else even_steps(2),
+        sampler=even_steps(8, Heun()) if k == 1 else even_steps(2),
         cost=f"{minutes} CPU minutes",
         settings=settings,
         needs=needs,
