@@ -1,6 +1,7 @@
 """Architectures: tensors in, tensors out, no idea of diffusion."""
 
 from explorer.nets.attention import plain_attention
+from explorer.nets.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT
 from explorer.nets.edm_unet import (
     CIFAR10_DDPMPP,
     CIFAR10_NCSNPP,
@@ -18,6 +19,11 @@ __all__ = [
     "CIFAR10_DDPMPP",
     "CIFAR10_NCSNPP",
     "DIGITS_UNET",
+    "DIT_B",
+    "DIT_L",
+    "DIT_S",
+    "DIT_XL",
+    "DiT",
     "FFHQ64_DDPMPP",
     "FFHQ64_NCSNPP",
     "IMAGENET64_ADM",
