@@ -252,3 +252,14 @@ def test_runs_saved_before_optimizers_had_a_kind_resume_as_adamw(tmp_path):
 def test_an_unknown_optimizer_lists_the_known_ones():
     with pytest.raises(UnknownName, match="radam"):
         OptimizerPlan(kind="radm")
+
+
+def test_a_field_that_is_none_takes_the_words_of_its_type():
+    from explorer.reproduction.run import override
+
+    assert override(Plan(3), {"autocast": "bfloat16", "patience": "4"}).autocast == "bfloat16"
+    assert override(Plan(3, autocast="float16"), {"autocast": "none"}).autocast is None
+    with pytest.raises(BadValue, match="half"):
+        override(Plan(3), {"autocast": "half"})
+    with pytest.raises(BadValue, match="minutes='soon'"):
+        override(Plan(3), {"minutes": "soon"})

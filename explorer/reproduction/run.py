@@ -165,16 +165,18 @@ def override(value: Any, changes: Mapping[str, Any]) -> Any:
                 raise BadValue(f"{name} of {type(value).__name__} has no fields, so {path!r} names nothing.")
             new = override(fields[name], {rest: new})
         elif isinstance(new, str):
-            new = _read(new, fields[name], path)
+            kind = str(next(f.type for f in dataclasses.fields(value) if f.name == name))
+            new = _read(new, fields[name], path, kind)
         value = dataclasses.replace(value, **{name: new})
     return value
 
 
-def _read(text: str, old: Any, path: str) -> Any:
-    if isinstance(old, str):
-        return text
-    if text.lower() in ("none", "null"):
+def _read(text: str, old: Any, path: str, kind: str) -> Any:
+    words = isinstance(old, str) or kind.startswith("Literal") or kind == "str | None"
+    if text.lower() in ("none", "null") and ("None" in kind or not words):
         return None
+    if words:
+        return text
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
