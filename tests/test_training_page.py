@@ -165,6 +165,16 @@ def test_pictures_come_once_and_in_order_and_again_when_a_run_takes_them_back(de
         np.testing.assert_allclose(z[:, 0], expected, atol=2 * block["extent"] / 32767)
         page.send("have", slot=0)
     assert got == list(range(60))
+    page.send("have", slot=0, taken=False)  # looked elsewhere meanwhile: all of it again
+    page.until(lambda: page.lab.stage.book_0 is not seen)
+    seen = page.lab.stage.book_0
+    assert unpacked(seen)["anew"] and unpacked(seen)["pictures"][0]["step"] == 0
+    while unpacked(seen)["more"]:
+        before = seen
+        page.send("have", slot=0)
+        page.until(lambda before=before: page.lab.stage.book_0 is not before)
+        seen = page.lab.stage.book_0
+    page.send("have", slot=0)
     files.drop_after(10)
     page.until(lambda: page.lab.stage.book_0 is not seen)
     block = unpacked(page.lab.stage.book_0)

@@ -258,8 +258,9 @@ export function render({ model, el }) {
   [0, 1].forEach((slot) => model.on(`book_${slot}`, () => {
     const block = unpack(model[`book_${slot}`]);
     if (!block) return;
-    panels[slot].book.take(block);
-    send({ type: "have", slot, serial: block.serial });
+    const taken = panels[slot].node.isConnected && panels[slot].p?.name === block.run;
+    if (taken) panels[slot].book.take(block);
+    send({ type: "have", slot, taken });
     drawTransport();
   }));
   const deaf = spot.listen((what) => { if (what === "book" || what === "axis") { for (const panel of shown()) panel.book.open(); drawTransport(); } });

@@ -72,7 +72,7 @@ class TrainingLab(Lab):
             "show": lambda m: store.show(str(m["name"]), int(m.get("slot", 0))),
             "look": lambda m: store.look(m.get("by"), m.get("extra")),
             "net": lambda m: self._choose_net(int(m["slot"]), str(m["name"])),
-            "have": lambda m: self._arrived(int(m["slot"])),
+            "have": lambda m: self._arrived(int(m["slot"]), bool(m.get("taken", True))),
             "dismiss": lambda m: store.dismiss(),
         }
         self.follow(store, {name: self._in_words(verb) for name, verb in verbs.items()})
@@ -99,11 +99,11 @@ class TrainingLab(Lab):
             "link": (self.shell, "link", lambda s: s.link()),
         }
         with store.quiet:
-            if "books" in what:
-                self._send_books()
             for part, (pane, name, make) in makers.items():
                 if part in what:
                     pane.param.update(**{name: make(store)})
+            if "books" in what:
+                self._send_books()
             if "strips" in what:
                 self._send_strips()
 
@@ -117,7 +117,9 @@ class TrainingLab(Lab):
 
     def _send_books(self) -> None:
         for slot, name in enumerate(self.store.shown):
-            if self._coming[slot]:
+            if not name:
+                self._have[slot] = ("", [])  # the browser closes the book
+            if not name or self._coming[slot]:
                 continue  # the next block follows when this one has arrived
             run, have = self._have[slot]
             found = blocks.book_block(self.store, slot, have if run == name else [])
@@ -126,8 +128,11 @@ class TrainingLab(Lab):
                 self._have[slot], self._coming[slot] = (name, sent), True
                 self.stage.param.update(**{f"book_{slot}": block})
 
-    def _arrived(self, slot: int) -> None:
+    def _arrived(self, slot: int, taken: bool) -> None:
+        """The browser has a block; one of a run that is not looked at any more it has not taken."""
         self._coming[slot] = False
+        if not taken:
+            self._have[slot] = ("", [])
         self.redraw({"books"})
 
 

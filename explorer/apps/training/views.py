@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from functools import lru_cache
@@ -287,17 +288,20 @@ def _acts(card: Card) -> list[str]:
 
 
 def _why_no_pictures(card: Card) -> str:
+    if not card.request:
+        return "Trained without an account of its own: there are curves, and no pictures."
+    return _unpictured(json.dumps(card.request, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _unpictured(request: str) -> str:
     try:
-        recipe = choices.recipe_of(card.request)
+        recipe = choices.recipe_of(json.loads(request))
     except ExplorerError:
-        return (
-            "" if card.request else "Trained on the command line without a watcher: there are curves, and no pictures."
-        )
-    return (
-        ""
-        if recipe.sampler is not None
-        else "This recipe trains a network that is not sampled from: there are curves, and no pictures."
-    )
+        return ""
+    if recipe.sampler is None:
+        return "This recipe trains a network that is not sampled from: there are curves, and no pictures."
+    return "Trained from the command line: there are curves, and no pictures." if "sets" in json.loads(request) else ""
 
 
 # Curves
