@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from explorer.nets.embedding import sinusoids
@@ -28,4 +27,5 @@ class LogWeight(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """(B,) from (B,)."""
-        return self.linear(sinusoids(noise, self.n_features))[:, 0].to(torch.float32)
+        features = sinusoids(noise, self.n_features).to(self.linear.weight.dtype)
+        return self.linear(features)[:, 0].to(noise.dtype)

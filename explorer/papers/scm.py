@@ -192,9 +192,7 @@ def knobs(sigma_data: float) -> dict[str, Any]:
 def plane(kind: str, data: str = "8gaussians", *, steps: int = 2000, scale: float = 1.0, **stable: Any) -> Recipe:
     """A minute on one core: sCT of a toy, or sCD with its exact teacher.
 
-    Args:
-        scale: of the noise features' frequencies, see `explorer.nets.embedding`.
-        stable: of `Stabilisers`.
+    `scale` is that of the noise features' frequencies, see `explorer.nets.embedding`; `stable` goes to `Stabilisers`.
     """
     settings = {"p_mean": -1.0, "p_std": 1.6, "scale": scale, **stable}
     sd = 0.5  # of every toy of the plane
@@ -217,10 +215,9 @@ def plane(kind: str, data: str = "8gaussians", *, steps: int = 2000, scale: floa
 
 
 def digits(kind: str) -> Recipe:
-    """10 minutes on one core: the bundled teacher's network goes on as a consistency model, with classes.
+    """10 minutes on one core: the bundled teacher's network goes on as a consistency model; sCD also follows its velocity.
 
-    Both start from its weights (`student_of`); sCD also follows its velocity. Times are those of the paper's CIFAR-10 runs, moved
-    with sd from 0.5 to 0.75.
+    Times are those of the paper's CIFAR-10 runs, moved with sd from 0.5 to 0.75.
     """
     settings = {"p_mean": -0.6, "p_std": 1.4, "warmup": 200, "label_dropout": 0.1}
     sd = 0.75

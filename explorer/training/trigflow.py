@@ -85,14 +85,14 @@ class TrigFlow(Method):
 
 
 class LogClock(nn.Module):
-    """A network that is shown ln(sd tan t) where it is given t."""
+    """A network that is shown `scale` times ln(sd tan t) where it is given t."""
 
-    def __init__(self, net: nn.Module, sigma_data: float):
+    def __init__(self, net: nn.Module, sigma_data: float, scale: float = 1.0):
         super().__init__()
-        self.net, self.sigma_data = net, sigma_data
+        self.net, self.sigma_data, self.scale = net, sigma_data, scale
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.net(x, (self.sigma_data * t.tan()).log(), cond)
+        return self.net(x, self.scale * (self.sigma_data * t.tan()).log(), cond)
 
 
 def student_of(teacher: Preconditioned, times: LogNormal, ridge: float = 1e-8) -> nn.Module:
