@@ -71,9 +71,9 @@ def test_a_method_that_its_data_do_not_fit_says_so():
     recipe = replace(paper("edm").recipe("digits"), data="moons")
     with pytest.raises(BadValue, match=r"\(2,\)"):
         rehearse(recipe)
-    with pytest.raises(BadValue, match="another kind"):
+    with pytest.raises(BadValue, match="made for it"):
         on_data(paper("edm").recipe("digits"), "moons")
-    with pytest.raises(BadValue, match="another kind"):
+    with pytest.raises(BadValue, match="made for it"):
         on_data(paper("edm").recipe("toy"), "digits")
     assert on_data(plane("8gaussians"), "checkerboard").data == "checkerboard"
 
@@ -107,7 +107,7 @@ def test_bad_requests_get_one_sentence():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("explorer.papers.paper", lambda slug: replace(PAPER, recipe=lambda name: lacking))
         assert "--dry-run" in refusal("train", "edm", "--data", "toy")
-    assert "another kind" in refusal("train", "edm", "--data", "toy", "--set", "data=digits")
+    assert "made for it" in refusal("train", "edm", "--data", "toy", "--set", "data=digits")
     text = refusal("train", "edm", "--data", "imagenet", "--dry-run")
     assert all(name in text for name in paper("edm").recipes)
 

@@ -84,16 +84,16 @@ def batches_of(recipe: Recipe, data: Dataset, plan: Plan, needs: Mapping[str, An
 
 
 def on_data(recipe: Recipe, name: str) -> Recipe:
-    """The recipe on another data set of the same kind.
+    """The recipe on another data set whose samples have the same shape.
 
     Raises:
-        BadValue: samples of another shape, or labels where there were none, or the reverse.
+        BadValue: samples of another shape.
     """
     mine, other = load_dataset(recipe.data), load_dataset(name)
-    if mine.shape != other.shape or bool(mine.n_classes) != bool(other.n_classes):
-        kinds = [f"{d.name} (shape {d.shape}, {d.n_classes or 'no'} classes)" for d in (mine, other)]
+    if mine.shape != other.shape:
         raise BadValue(
-            f"recipe {recipe.name!r} is for data like {kinds[0]}; {kinds[1]} is another kind: choose its own recipe."
+            f"recipe {recipe.name!r} is for samples of shape {mine.shape} like {mine.name}; {other.name} has {other.shape}: choose "
+            "a recipe made for it."
         )
     return dataclasses.replace(recipe, data=name)
 
