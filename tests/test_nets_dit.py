@@ -62,6 +62,10 @@ def test_conditioning_and_config(modern):
     assert not fresh(x, noise, cond).any()  # adaLN-Zero
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(x, noise, cond), whole)
+    with torch.device("meta"):  # as files are read
+        filled = DiT(**net.config)
+    filled.load_state_dict(net.state_dict(), assign=True)
+    assert torch.equal(filled.eval()(x, noise, cond), whole)
     assert net.features(x, noise, cond).shape == (4, 32, 4, 4)
     wide = tiny(modern, variance=True)
     assert wide(x, noise, cond).shape == x.shape and wide.out.out_features == 2 * net.out.out_features

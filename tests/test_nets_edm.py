@@ -162,6 +162,20 @@ def test_a_network_is_rebuilt_from_its_config_and_starts_small(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_on_disk_comes_back(family, tmp_path):
+    """Models are built without memory and then filled; what is not in the file must be there all the same."""
+    from explorer.models import Preconditioned
+    from explorer.models.bundled import load, save_model
+    from explorer.process import EDM, EDMPrecondition
+
+    options = {"shape": (3, 8, 8), "t_range": (0.002, 80.0), "n_classes": 3}
+    model = Preconditioned(tiny(family), EDM(), EDMPrecondition(), **options)
+    again = load(save_model(tmp_path, "tiny", model, {}))
+    x, noise, cond = inputs()
+    assert torch.equal(again.denoise(x, noise.exp(), cond), model.denoise(x, noise.exp(), cond))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_every_parameter_and_survive_checkpointing(family):
     net = tiny(family, guided=True).train()
     x, noise, _ = inputs()

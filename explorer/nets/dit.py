@@ -10,6 +10,7 @@ rotary embedding, normalised queries and keys).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from explorer.errors import BadValue
 from explorer.nets.attention import attend
+from explorer.nets.edm_blocks import constant
 
 _LATENTS = {"shape": [4, 32, 32], "patch": 2, "n_classes": 1000, "variance": True}
 DIT_S: dict[str, Any] = {**_LATENTS, "width": 384, "depth": 12, "heads": 6}
@@ -159,9 +161,9 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * n_colours * (2 if variance else 1))
         self.register_buffer("places", _places(grid, width), persistent=False)
-        turn = _turns(grid, width // heads) if modern else torch.empty(0)
-        self.register_buffer("turns", turn, persistent=False)
-        self._initialise()
+        self.register_buffer("turns", _turns(grid, width // heads) if modern else None, persistent=False)
+        if not self.stem.weight.is_meta:
+            self._initialise()
 
     def _initialise(self) -> None:
         for part in self.modules():
@@ -239,17 +241,21 @@ def _norm(width: int, modern: bool) -> nn.Module:
 
 def _places(grid: tuple[int, int], width: int) -> Tensor:
     """(L, D) sines and cosines of the column, then of the row, D/4 of each, frequencies 1 to 1e-4."""
-    quarter = width // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = [place.reshape(-1, 1) * frequencies for place in (column, row)]
-    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1).float()
+    table = []
+    for row, column in itertools.product(*map(range, grid)):
+        angles = [[place * f for f in _frequencies(width // 4)] for place in (column, row)]
+        table.append([wave(a) for part in angles for wave in (math.sin, math.cos) for a in part])
+    return constant(table)
 
 
 def _turns(grid: tuple[int, int], head: int) -> Tensor:
     """(2, L, head / 2) cosines and sines of the rotary angles: half of the pairs turn with the row, half with the column."""
-    quarter = head // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = torch.cat([place.reshape(-1, 1) * frequencies for place in (row, column)], dim=1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    angles = [
+        [place * f for place in where for f in _frequencies(head // 4)]
+        for where in itertools.product(*map(range, grid))
+    ]
+    return constant([[[wave(a) for a in row] for row in angles] for wave in (math.cos, math.sin)])
+
+
+def _frequencies(n: int) -> list[float]:
+    return [10000.0 ** (-i / n) for i in range(n)]

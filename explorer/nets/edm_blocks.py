@@ -76,6 +76,18 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def constant(values: list) -> Tensor:
+    """These numbers as float32 on the default device; on the CPU where that is "meta", since no file will fill them in."""
+    device = torch.get_default_device()
+    return torch.tensor(values, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
+
+
+def _square(kernel: tuple[float, ...], gain: float = 1.0) -> list:
+    """(1, 1, k, k) outer product of a kernel with itself, of the given sum."""
+    total = sum(kernel) ** 2 / gain
+    return [[[[a * b / total for a in kernel] for b in kernel]]]
+
+
 class Resample(nn.Module):
     """Twice or half the height and width by a separable even kernel, the border extended by zeros.
 
@@ -89,9 +101,7 @@ class Resample(nn.Module):
         if len(kernel) % 2:
             raise BadValue(f"a resampling kernel needs an even length, got {list(kernel)}.")
         self.up, self.box = up, tuple(kernel) == (1, 1)
-        f = torch.tensor(kernel, dtype=torch.float32)
-        f = f.outer(f) / f.sum() ** 2 * (4 if up else 1)
-        self.register_buffer("kernel", f[None, None], persistent=False)
+        self.register_buffer("kernel", constant(_square(kernel, 4.0 if up else 1.0)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.box:
@@ -112,8 +122,7 @@ class ShrunkImage(nn.Module):
     def __init__(self, n_in: int, n_out: int, kernel: tuple[float, ...]):
         super().__init__()
         self.conv = nn.Conv2d(n_in, n_out, 3, stride=2)
-        f = torch.tensor(kernel, dtype=torch.float32)
-        self.register_buffer("kernel", (f.outer(f) / f.sum() ** 2)[None, None], persistent=False)
+        self.register_buffer("kernel", constant(_square(kernel)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         channels, half = x.shape[1], self.kernel.shape[-1] // 2
@@ -228,10 +237,10 @@ class EDMEmbedding(nn.Module):
         half = n_noise // 2
         self.fourier = embedding == "fourier"
         if self.fourier:
-            frequencies = torch.randn(half) * (2 * math.pi * scale)
+            frequencies = torch.empty(half).normal_(std=2 * math.pi * scale)
         else:
             last = half - 1 if family.sine_first else half
-            frequencies = (torch.arange(half, dtype=torch.float32) / -last * math.log(10000.0)).exp()
+            frequencies = constant([10000.0 ** (-i / last) for i in range(half)])
         self.register_buffer("frequencies", frequencies, persistent=self.fourier)
         self.label = None
         if n_classes:
