@@ -220,6 +220,7 @@ def test_only_folders_that_hold_a_run_are_listed_newest_first(runs):
             RunFiles.named(bad, runs)
 
 
+@pytest.mark.slow  # its process imports everything anew
 def test_forked_processes_train_and_outlive_the_one_that_started_them(runs):
     files = asked(runs)
     launcher = launch.Launcher()
@@ -389,6 +390,22 @@ def test_nothing_is_kept_before_it_is_measured_or_when_it_is_damaged(runs):
     with pytest.raises(BadFile, match="do not fit"):
         kept.keep(files)
     assert not bundled.user_folder().exists() or not list(bundled.user_folder().iterdir())
+
+
+def test_what_the_command_line_has_trained_is_on_record_and_can_be_kept(runs):
+    from typer.testing import CliRunner
+
+    from explorer.cli import app
+
+    words = "train edm --data toy-moons --set plan.n_steps=6 --set plan.batch_size=16 --set plan.tick_steps=2 --seed 4"
+    out = CliRunner().invoke(app, [*words.split(), "--out", str(runs / "mine-2")])
+    assert out.exit_code == 0, out.output
+    files = RunFiles.named("mine-2", runs)
+    assert files.status()["state"] == "done" and files.status()["step"] == 6
+    plan = choices.recipe_of(files.request).plan
+    assert (plan.n_steps, plan.batch_size, plan.seed) == (6, 16, 4), "it can be trained again from its folder"
+    kept.keep(files)
+    assert bundled.card("mine-2")["run"] == "mine-2" and bundled.load("mine-2").shape == (2,)
 
 
 def test_a_broken_card_among_kept_models_hides_no_other(runs):

@@ -18,9 +18,20 @@ ATTEMPTS = 5
 
 def keepable(files: RunFiles) -> str:
     """Why the run has no model to keep; empty where it has one."""
-    if (files.model / f"{files.name}.json").is_file():
+    if _weights(files) is not None:
         return ""
     return "Nothing has been measured yet: the first number comes with the first weights that can be kept."
+
+
+def _weights(files: RunFiles) -> Path | None:
+    """What a watched run has measured last, or what `explorer train` has published at its end."""
+    own = files.model / f"{files.name}.safetensors"
+    if own.with_suffix(".json").is_file():
+        return own
+    for card in sorted(files.path.glob("*.json")):
+        if card.with_suffix(".safetensors").is_file() and not card.name.startswith("step-"):
+            return card.with_suffix(".safetensors")
+    return None
 
 
 def keep(files: RunFiles, name: str | None = None) -> Path:
@@ -40,13 +51,17 @@ def keep(files: RunFiles, name: str | None = None) -> Path:
         raise BadValue(f"there is a model {name!r} already; choose another name, such as {free_name(name)!r}.")
     weights, card = _whole(files)
     folder = bundled.user_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.safetensors"
-    shutil.copyfile(weights, target)
-    text = json.dumps({**card, "name": name, "run": files.name}, indent=2) + "\n"
-    partial = folder / f".{name}.json"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / f"{name}.json")  # a model exists from here on
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, target)
+        text = json.dumps({**card, "name": name, "run": files.name}, indent=2) + "\n"
+        partial = folder / f".{name}.json"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / f"{name}.json")  # a model exists from here on
+    except OSError as problem:
+        target.unlink(missing_ok=True)
+        raise BadFile(f"{target} could not be written: {problem}. Make room, then keep.") from None
     try:
         bundled.card(target)
         bundled.load(target) if card["kind"] != "classifier" else bundled.load_features(target)
@@ -76,7 +91,7 @@ def kept_as(files: RunFiles) -> list[str]:
 
 def _whole(files: RunFiles) -> tuple[Path, dict[str, Any]]:
     """Weights and card that belong together; the run may be replacing them right now."""
-    weights = files.model / f"{files.name}.safetensors"
+    weights = _weights(files)
     for _ in range(ATTEMPTS):
         try:
             bundled.card(weights)
