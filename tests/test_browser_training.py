@@ -12,6 +12,8 @@ from browsing import Visitor
 
 pytest.importorskip("panel")
 
+from explorer.apps.training.folder import RunFiles, listed
+
 pytestmark = pytest.mark.browser
 
 STILL = "training#training?t.paper=edm&t.recipe=toy-8gaussians&t.steps=3000&t.batch=128"
@@ -67,6 +69,8 @@ def served(tmp_path_factory):
         pytest.fail("the server did not start")
     process.terminate()
     assert process.wait(30) is not None
+    for name in listed(runs):  # what trains goes on without the server
+        RunFiles(runs / name).want("stop")
 
 
 def test_a_run_from_start_to_the_sampler_lab(browser, served):
