@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models.base import Model, Oracle, Preconditioned
 from explorer.models.flow_maps import ConsistencyModel
+from explorer.nets.dit import DiT
 from explorer.nets.edm_unet import EDMUNet
 from explorer.nets.features import FeatureNet
 from explorer.nets.mlp import MLP
@@ -33,7 +34,7 @@ from explorer.process import paths, precondition
 from explorer.process.oracles import GaussianMixture
 
 BUILDABLE: dict[str, dict[str, type]] = {
-    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, FeatureNet)},
+    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, DiT, FeatureNet)},
     "path": {c.__name__: c for c in (paths.EDM, paths.VP, paths.CosineVP, paths.Linear, paths.Trig)},
     "precondition": {
         c.__name__: c
