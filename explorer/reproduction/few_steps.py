@@ -39,10 +39,10 @@ def claim_seeds(seed: int, n: int) -> Seeds:
 
 
 def sliced_w2(model: Model, sampler: Sampler, data: str, *, seed: int = 0, n: int = 8192) -> Estimate:
-    """Sliced 2-Wasserstein distance of n samples from n fresh points of a toy, in the units of the plane."""
+    """Sliced 2-Wasserstein distance of n samples, without a class, from n fresh points of a toy, in the units of the plane."""
     real, _ = load_dataset(data).draw(n, torch.Generator().manual_seed(FIRST_SEED + seed))
     metric = SlicedW2(points_space(2), real)
-    metric.update(sample(model, sampler, claim_seeds(seed, n), batch=4096).cpu())
+    metric.update(sample(model, sampler, claim_seeds(seed, n), labels=None, batch=4096).cpu())
     return metric.compute()
 
 
