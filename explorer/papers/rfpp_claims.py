@@ -212,18 +212,29 @@ GAUSSIAN = Exact(((1.0, -0.5),), 0.6)
 
 
 def gaussian_pairs(bench: Bench) -> Verdict:
-    """One Euler step of a flow trained on pairs (z, m + s z): mean and covariance of its samples."""
+    """One Euler step of a flow trained on pairs (z, m + s z): mean and covariance of its samples.
+
+    The step begins at t = 1 - 1e-5 as in the paper, where the network reads ln(sigma) / 4 = 2.9 and one training time in fifty thousand
+    lies beyond. The words tell what the same network does from t = 0.99.
+    """
     model, seeds = bench.model(student(4.0, GAUSSIAN, "gaussian")), seeds_of(bench, 20_000)
     noise = seeds.normal((2,))
-    x = even_steps(1).sample(model, noise)
     m, s = torch.tensor(GAUSSIAN.means[0], dtype=torch.float64), GAUSSIAN.std
     # Against the same noise under the exact map, so that the 2 % are not the sampling error of 20 000 points.
     want = m + s * noise
-    cov, exact = torch.cov(x.T), torch.cov(want.T)
-    off = max(float((x.mean(0) - want.mean(0)).norm() / m.norm()), float((cov - exact).norm() / exact.norm()))
+    exact = torch.cov(want.T)
+
+    def off(t: float) -> float:
+        with torch.no_grad():
+            x = model.denoise(torch.lerp(want, noise, t), t)
+        return max(
+            float((x.mean(0) - want.mean(0)).norm() / m.norm()), float((torch.cov(x.T) - exact).norm() / exact.norm())
+        )
+
+    measured = Estimate(off(FLOW_RANGE[1]), 0.0, len(noise), "relative error of mean or covariance, one Euler step")
     gaps = [math.sqrt(v / 2) for v in profile(model, noise, want)]
-    measured = Estimate(off, 0.0, len(x), "relative error of mean or covariance, one Euler step")
-    return Verdict(off < 0.02, measured, 0.02, f"RMS error of v {shown(gaps)} at t = {shown(LEVELS)}")
+    text = f"from t = 0.99 {off(0.99):.2g}; RMS error of v {shown(gaps)} at t = {shown(LEVELS)}"
+    return Verdict(measured.value < 0.02, measured, 0.02, text)
 
 
 def inverts(bench: Bench) -> Verdict:
