@@ -122,6 +122,18 @@ def test_what_the_paper_no_longer_claims_is_dropped_and_numbers_that_are_not_fin
     assert [e.claim for e in read(file, "fake").rows] == ["labels are right"]
 
 
+def test_a_claim_in_other_words_keeps_its_evidence(tmp_path):
+    file = tmp_path / "e.json"
+    list(gather(fake(), file=file, folder=None))
+    one, two = fake().claims
+    reworded = replace(fake(), claims=(two, replace(one, text="samples stay near", where="Table 2")))
+    assert list(gather(reworded, file=file, folder=None)) == []
+    assert [(e.claim, e.where, e.seeds) for e in read(file, "fake").rows] == [
+        ("labels are right", "Fig. 2", 3),
+        ("samples stay near", "Table 2", 3),
+    ]
+
+
 def test_records_read_back_as_they_were_written(tmp_path):
     outcomes = tuple(Outcome(s, s > 0, 0.1 * s, 0.5, 9, 1.0, "text", 2.0) for s in range(3))
     row = Evidence("c", "Eq. 1", "toy", "q", outcomes, "ab", "a machine", "2026-01-02")

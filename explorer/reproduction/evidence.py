@@ -184,11 +184,19 @@ class Record:
         }
 
     def in_order(self, paper: Paper) -> Record:
-        """Rows as the paper lists its claims; what it no longer claims is dropped."""
+        """Rows as the paper lists and words its claims now; what it no longer claims is dropped.
+
+        A claim that was only put in other words is known by its code.
+        """
         place = {claim.text: i for i, claim in enumerate(paper.claims)}
+        by_source = {source_of(claim.check): claim for claim in paper.claims}
+
+        def now(e: Evidence) -> Claim | None:
+            return paper.claims[place[e.claim]] if e.claim in place else by_source.get(e.source)
 
         def sort(rows: Iterable[Evidence]) -> tuple[Evidence, ...]:
-            return tuple(sorted((e for e in rows if e.claim in place), key=lambda e: place[e.claim]))
+            kept = {c.text: replace(e, claim=c.text, where=c.where, scale=c.scale) for e in rows if (c := now(e))}
+            return tuple(sorted(kept.values(), key=lambda e: place[e.claim]))
 
         return replace(self, rows=sort(self.rows), unfinished=sort(self.unfinished))
 
@@ -238,7 +246,10 @@ def gather(
         raise BadValue(f"seeds is {seeds}; a claim is measured at one seed or more.")
     file = default_file(paper.slug) if file is None else Path(file)
     show = show or (lambda words, fraction: None)
-    record = read(file, paper.slug).in_order(paper)
+    there = read(file, paper.slug)
+    record = there.in_order(paper)
+    if record != there:
+        write(record, file)
     todo = list(_missing(record, paper.claims if claims is None else claims, seeds, again))
     total, spent = sum(claim.minutes for claim, *_ in todo) or 1.0, 0.0
     benches: dict[int, Bench] = {}
