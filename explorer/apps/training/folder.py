@@ -179,14 +179,15 @@ class RunFiles:
                     time.sleep(0.05)
             yield
 
-    def drop_after(self, step: int) -> None:
-        """Forgets previews and measures of steps that a resumed run does again."""
+    def drop_after(self, step: int) -> dict[str, Any] | None:
+        """Forgets previews and measures of steps that a resumed run does again; the last measure that stays."""
         for file in self.previews.glob("step-*.safetensors"):
             if step_of(file) > step:
                 file.unlink(missing_ok=True)
         kept = [row for row in read_rows(self.measures) if row.get("step", 0) <= step]
         if self.measures.exists():
             _put(self.measures, "".join(json.dumps(row) + "\n" for row in kept))
+        return kept[-1] if kept else None
 
     def add_measure(self, row: Mapping[str, Any]) -> None:
         try:

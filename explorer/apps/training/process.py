@@ -68,22 +68,19 @@ def attended(
     Raises:
         BadValue: another process trains in this folder; and whatever the training raises, after it has been written down.
     """
-    from explorer.apps.training.previews import Previewer, card_of
-
     with files.lock():
         account = _Account(recipe, files)
-        previewer = None
+        previewer, begun = None, False
         try:
             bench = Bench(needs or files.path / "needs", seed=recipe.plan.seed, device=device, show=account.preparing)
             ticks = train_recipe(recipe, files.path, device=device, bench=bench)
             tick = None
             with contextlib.closing(ticks):
                 for tick in ticks:
-                    if previewer is None:
-                        files.drop_after(tick.step)
-                        if previews:
-                            card = card_of(recipe, files.request, device)
-                            previewer = Previewer(recipe, files, card, account.notice)
+                    if not begun:
+                        begun = True
+                        account.measured = files.drop_after(tick.step)
+                        previewer = _previewer(recipe, files, device, account) if previews else None
                     if previewer is not None:
                         previewer.offer(tick)
                         account.measured = previewer.last or account.measured
@@ -111,6 +108,12 @@ def attended(
         finally:
             if previewer is not None:
                 previewer.close()
+
+
+def _previewer(recipe: Recipe, files: RunFiles, device: torch.device | str, account: _Account):
+    from explorer.apps.training.previews import Previewer, card_of
+
+    return Previewer(recipe, files, card_of(recipe, files.request, device), account.notice)
 
 
 def on_record(
@@ -195,9 +198,9 @@ class _Account:
         """Waits while a pause is wanted, and says whether to stop."""
         if self.files.wanted == "pause":
             self.say("paused")
-            while (wanted := self.files.wanted) == "pause":
+            while self.files.wanted == "pause":
                 time.sleep(LOOK_EVERY)
-            self.say("running" if wanted == "run" else "stopping")
+            self.say("running")
         return self.files.wanted == "stop"
 
     def failed(self, problem: BaseException) -> None:
@@ -253,11 +256,13 @@ def main() -> None:
             _alone(path)
             return
         if os.fork() == 0:
-            os.setsid()
-            sys.stdin.close()
-            torch.set_num_threads(threads)
-            _alone(path)
-            os._exit(0)
+            try:
+                os.setsid()
+                sys.stdin.close()
+                torch.set_num_threads(threads)
+                _alone(path)
+            finally:
+                os._exit(0)  # never back into the loop of the one that waits
 
 
 def can_fork() -> bool:
