@@ -60,12 +60,12 @@ export function render({ model, el }) {
     part.none.hidden = !empty;
     part.canvas.hidden = empty;
     if (empty) { part.none.textContent = strip?.missing || "A run's losses appear here, noise level by noise level."; part.chart.replaceChildren(); part.place = null; return; }
-    if (!width || !height) return;
+    if (!width || !height || !spot.end) return;        // the curves say how far the axis reaches, and then it is drawn
     const left = 44, right = width - 10, top = 4, bottom = height - (last ? 32 : 8), n = strip.edges.length - 1;
     const place = part.place = placeOf(spot, left, right);
     part.chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
     part.chart.setAttribute("aria-label", `Loss by noise level of run ${strip.letter}, ${strip.net}`);
-    const x = strip[spot.by], end = x.length ? place.x(x[x.length - 1]) : left, px = Math.max(1, Math.round(end - left));
+    const x = strip[spot.by], end = x.length ? Math.min(place.x(x[x.length - 1]), right) : left, px = Math.max(1, Math.round(end - left));
     part.canvas.width = px; part.canvas.height = n;
     Object.assign(part.canvas.style, { left: `${left}px`, top: `${top}px`, width: `${px}px`, height: `${bottom - top}px` });
     const c = part.canvas.getContext("2d"), image = c.createImageData(px, n), lo = Math.log(range.low), span = Math.log(range.high) - lo || 1;
