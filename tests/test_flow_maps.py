@@ -91,7 +91,9 @@ def test_boundary_condition_holds_for_random_weights(sigma_min):
     net = MLP(2, 16, 1)
     torch.nn.init.normal_(net.out.weight)
     pre = ConsistencyPrecondition(0.5, sigma_min)
-    model = ConsistencyModel(Preconditioned(net, EDM(), pre, shape=(2,), t_range=(sigma_min, 80.0))).requires_grad_(False)
+    model = ConsistencyModel(Preconditioned(net, EDM(), pre, shape=(2,), t_range=(sigma_min, 80.0))).requires_grad_(
+        False
+    )
     x = torch.randn(64, 2, dtype=torch.float64)
     for t in (sigma_min, torch.full((64,), sigma_min, dtype=torch.float64)):
         assert float((model.denoise(x, t) - x).abs().max()) < 1e-12

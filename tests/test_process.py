@@ -155,7 +155,14 @@ def test_iddpm_levels_fall_to_zero_and_are_hit():
         assert c_noise == 999 - j and c_out == -float(levels[j])
 
 
-DISTRIBUTIONS = [LogNormal(), Uniform(0.1, 0.9), LogUniform(), KarrasUniform(start=0.02, stop=0.98), LogitNormal(0.3, 0.8), UShaped(4.0)]
+DISTRIBUTIONS = [
+    LogNormal(),
+    Uniform(0.1, 0.9),
+    LogUniform(),
+    KarrasUniform(start=0.02, stop=0.98),
+    LogitNormal(0.3, 0.8),
+    UShaped(4.0),
+]
 
 
 @pytest.mark.parametrize("dist", DISTRIBUTIONS, ids=str)

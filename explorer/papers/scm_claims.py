@@ -28,7 +28,7 @@ from explorer.process.times import LogNormal
 from explorer.reproduction import Bench, Claim, Verdict
 from explorer.reproduction.few_steps import claim_seeds, data_floor, exact_ends, map_error, sliced_w2
 from explorer.reproduction.run import train_recipe
-from explorer.training import EmaPlan, OptimizerPlan, Plan, train
+from explorer.training import EmaPlan, OptimizerPlan, Plan, seeded, train
 from explorer.training.trigflow import LogClock, student_of
 
 RING, SD = "8gaussians", 0.5
@@ -71,13 +71,12 @@ def no_tangent(bench: Bench, n: int = 4096) -> Verdict:
 
 
 def derivative(bench: Bench, n: int = 64) -> Verdict:
-    torch.manual_seed(bench.seed)
-    net, h = MLP(2, 64, 3).double(), 1e-4
-    with torch.no_grad():
+    h = 1e-4
+    with seeded(bench.seed), torch.no_grad():
+        net = MLP(2, 64, 3).double()
         net.out.weight.copy_(torch.randn_like(net.out.weight) / 8)
-    x, t = states(bench.seed, n)
-    dx, dt = torch.randn_like(x), t.cos() * t.sin()
-    with torch.no_grad():
+        x, t = states(bench.seed, n)
+        dx, dt = torch.randn_like(x), t.cos() * t.sin()
         moved = jvp(net, (x, t), (dx, dt))[1]
         central = (net(x + h * dx, t + h * dt) - net(x - h * dx, t - h * dt)) / (2 * h)
     relative = float((moved - central).norm() / central.norm())
@@ -105,8 +104,8 @@ def gaussian(bench: Bench, n: int = 65536) -> Verdict:
         return mean + std * torch.randn(count, 1, generator=g), None
 
     data = Dataset("gaussian", draw(1000, torch.Generator().manual_seed(0))[0], sigma_data=sd, draw=draw)
-    torch.manual_seed(bench.seed)
-    method = SCM(MLP(1, 64, 2), stable=Stabilisers(warmup=300), sigma_data=sd, shape=(1,), times=TIMES)
+    with seeded(bench.seed):
+        method = SCM(MLP(1, 64, 2), stable=Stabilisers(warmup=300), sigma_data=sd, shape=(1,), times=TIMES)
     optimizer = OptimizerPlan(lr=1e-3, kind="radam", betas=(0.9, 0.99), decay="cosine", final=0.05)
     plan = Plan(1500, 384, optimizer=optimizer, emas=(EmaPlan(half_life=40_000),), seed=bench.seed, tick_steps=1500)
     tick = list(train(method, Loader(data, 384, seed=bench.seed, fresh=True), plan))[-1]
