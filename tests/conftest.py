@@ -86,7 +86,7 @@ def browser(chromium: str):
         running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address() -> str:
     """Where `explorer serve`, started as a user starts it, says it listens."""
     process = subprocess.Popen(

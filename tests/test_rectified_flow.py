@@ -231,8 +231,7 @@ def test_points_of_given_classes_come_from_those_classes():
 def test_every_recipe_is_described_in_plain_json_and_unknown_ones_are_named():
     about = paper("rectified_flow")
     for name in about.recipes:
-        if not name.startswith("digits-"):  # those need a bundled flow
-            json.dumps(about.recipe(name).describe())
+        json.dumps(about.recipe(name).describe())
     with pytest.raises(UnknownName, match="toy-8gaussians-2rf"):
         about.recipe("toy-9gaussians")
     assert len({claim.text for claim in about.claims}) == len(about.claims) > 10

@@ -37,7 +37,7 @@ from explorer.process.losses import Distance, squared_l2
 from explorer.process.paths import Linear
 from explorer.process.precondition import FlowPrecondition
 from explorer.process.times import TimeDistribution, Uniform
-from explorer.reproduction import Bench, Bundled, Need, Paper, Published, Recipe, Trained
+from explorer.reproduction import Bench, Need, Paper, Published, Recipe, Trained
 from explorer.reproduction.pairs import PairsOf, stored
 from explorer.reproduction.rounds import FLOW_KNOBS, FLOW_RANGE, even_steps, measured_rounds
 from explorer.sampling.samplers import OdeSampler
@@ -224,11 +224,11 @@ def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int 
     """k-rectified flow of small images with classes.
 
     Args:
-        previous: the flow that makes the pairs of rounds k > 1, and gives the weights to start from; None for the bundled one.
+        previous: the flow that makes the pairs of rounds k > 1, and gives the weights to start from; None trains it.
     """
     config, steps, minutes = UNETS[data]
     if k > 1 and previous is None:
-        previous = Bundled(f"{data}-{k - 1}rf")
+        previous = Trained(images(data, k - 1))
     name = f"{data}-{k}rf"
     settings = {"round": k, "time_scale": 4.0, "label_dropout": 0.1, "dropout": 0.1 if k == 1 else 0.0}
     needs = {} if k == 1 else {"flow": previous, "pairs": PairsOf(previous, even_steps(12, Heun()), n_pairs)}
