@@ -1,11 +1,12 @@
 /** Papers, to search and sort; a row opens to all that is known of it. */
 export function render({ model, el }) {
-  const send = throttle(() => model.send_msg({ type: "look", ...view }), 250);
+  const tell = () => model.send_msg({ type: "look", ...view });
+  const tellSoon = throttle(tell, 250);
   let view = { q: "", family: "", status: "", sort: "status", down: false, open: "" };
   const COLUMNS = [["title", "Paper"], ["family", "Family"], ["year", "Year", "num"], ["nfe", "NFE", "num"], ["status", "Status"]];
   const HELP = { nfe: "Fewest evaluations for which the paper prints a number" };
 
-  const search = h("input", { type: "search", placeholder: "Search titles, authors, ideas, data sets", "aria-label": "Search", oninput: () => set({ q: search.value }) });
+  const search = h("input", { type: "search", placeholder: "Search titles, authors, ideas, data sets", "aria-label": "Search", oninput: () => set({ q: search.value }, tellSoon) });
   const family = h("select", { "aria-label": "Family", onchange: () => set({ family: family.value }) });
   const states = h("div", { class: "states", role: "group", "aria-label": "Status" });
   const count = h("span", { class: "count", role: "status", "data-part": "count" });
@@ -28,7 +29,8 @@ export function render({ model, el }) {
     return (x < y ? -1 : 1) * (view.down ? -1 : 1);
   }
 
-  function set(change) { view = { ...view, ...change }; draw(); send(); }
+  /** What is typed reaches the address when there is a pause, everything else at once. */
+  function set(change, say = tell) { view = { ...view, ...change }; draw(); tellSoon.drop(); say(); }
   const toggle = (slug) => set({ open: view.open === slug ? "" : slug });
 
   function make(r) {
