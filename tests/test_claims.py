@@ -169,6 +169,7 @@ FACTOR = {factor}
 OTHER = {other}
 
 def scaled(x):
+    {words!r}
     return FACTOR * x
 
 def unused():
@@ -186,9 +187,9 @@ made = factory({k})
 """
 
 
-def module(tmp_path, name, comment="", factor=1, other=1, k=2):
+def module(tmp_path, name, comment="", factor=1, other=1, k=2, words="Said."):
     file = tmp_path / f"{name}.py"
-    file.write_text(MODULE.format(comment=comment, factor=factor, other=other, k=k))
+    file.write_text(MODULE.format(comment=comment, factor=factor, other=other, k=k, words=words))
     spec = importlib.util.spec_from_file_location(name, file)
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
@@ -197,7 +198,9 @@ def module(tmp_path, name, comment="", factor=1, other=1, k=2):
 
 def test_a_claims_source_is_what_it_calls_and_nothing_else(tmp_path):
     base = module(tmp_path, "base")
-    assert source_of(base.check) == source_of(module(tmp_path, "same", comment="# a remark\n\n", other=5).check)
+    assert source_of(base.check) == source_of(
+        module(tmp_path, "same", comment="# a remark\n\n", other=5, words="Otherwise said.").check
+    )
     assert source_of(base.check) != source_of(module(tmp_path, "changed", factor=2).check)
     assert source_of(base.made) != source_of(module(tmp_path, "bound", k=3).made)
     assert source_of(partial(base.check, n=1)) != source_of(partial(base.check, n=2))

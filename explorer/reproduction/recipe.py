@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,6 +12,7 @@ from torch import nn
 from explorer.data import Batch
 from explorer.metrics.base import Estimate
 from explorer.models import bundled
+from explorer.reproduction.source import source_of
 from explorer.sampling.samplers import Sampler
 from explorer.training.method import Method
 from explorer.training.plan import Plan
@@ -156,7 +154,7 @@ class Recipe:
     parameters: float | None = None
 
     def describe(self) -> dict[str, Any]:
-        """All that determines the trained model but the seed, as plain JSON: names, numbers, needs, and the source of its method."""
+        """All that determines the trained model but the seed, as plain JSON: names, numbers, needs, and what its method's code reaches."""
         plan = self.plan.to_dict()
         plan.pop("seed")
         return {
@@ -166,7 +164,8 @@ class Recipe:
             "ema": self.ema,
             "settings": dict(self.settings),
             "needs": {name: need.describe() for name, need in self.needs.items()},
-            "source": _source(self.method),
+            "source": source_of(self.method),
+            "stream": "" if self.stream is None else source_of(self.stream),
         }
 
 
@@ -187,9 +186,3 @@ class Paper:
     recipes: tuple[str, ...]
     published: tuple[Published, ...] = field(default=())
     claims: tuple[Claim, ...] = field(default=())
-
-
-def _source(function: Callable) -> str:
-    """Hash of the file that defines a function: a changed paper is trained anew."""
-    file = inspect.getsourcefile(inspect.unwrap(function))
-    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

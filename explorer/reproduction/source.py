@@ -1,4 +1,4 @@
-"""Which lines of code a check consists of, as a hash: what has not changed need not be measured again."""
+"""Which lines of code a function consists of, as a hash: what has not changed need not be trained or measured again."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 WITH = "explorer.papers"
-"""Modules of this package are read too when a check's own file imports names from them."""
+"""Modules of this package are read too when a function's own file imports names from them."""
 
 
-def source_of(check: Callable) -> str:
-    """Sixteen hex digits of the code behind a check.
+def source_of(function: Callable) -> str:
+    """Sixteen hex digits of the code behind a claim's check or a recipe's method.
 
     They cover the statement that defines it, every top-level statement of its file and of the papers that this names, and what
-    those name in turn, plus arguments bound to it. Comments, layout and the lower floors of this package do not enter.
+    those name in turn, plus arguments bound to it. Comments, docstrings, layout and the lower floors of this package do not enter.
     """
     parts = []
-    while isinstance(check, functools.partial):
-        parts.append(_plain((check.args, check.keywords)))
-        check = check.func
-    check = inspect.unwrap(check)
-    parts += [_plain(cell.cell_contents) for cell in check.__closure__ or ()]
-    file = inspect.getsourcefile(check)
+    while isinstance(function, functools.partial):
+        parts.append(_plain((function.args, function.keywords)))
+        function = function.func
+    function = inspect.unwrap(function)
+    parts += [_plain(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    file = inspect.getsourcefile(function)
     if file is not None and Path(file).is_file():
-        line = check.__code__.co_firstlineno
+        line = inspect.getsourcelines(function)[1]
         start = next((s for s in _tree(file).body if s.lineno - _above(s) <= line <= (s.end_lineno or s.lineno)), None)
         parts += [ast.dump(s) for s in _reached(file, start)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -69,7 +69,17 @@ def _definitions(file: str) -> dict[str, tuple[str, ast.stmt | None]]:
 
 @functools.cache
 def _tree(file: str) -> ast.Module:
-    return ast.parse(Path(file).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                del node.body[0]
+    return tree
 
 
 def _above(statement: ast.stmt) -> int:
