@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
 
 FLOOR = {
-    "errors": -1,  # every floor raises these
+    "errors": -1, "files": -1,  # every floor raises and writes these
     "process": 0, "nets": 0,
     "models": 1, "data": 1,
     "sampling": 2, "metrics": 2,
@@ -136,7 +136,8 @@ def test_third_party_imports_stay_where_they_belong(file):
         package = name.split(".")[0]
         if floor_of(file) <= 0:
             lazy_pot = package == "ot" and not at_import  # exact matchings; scipy stands in for it
-            assert package in FLOOR_0 or lazy_pot, f"{ids(file)} is on floor 0 and imports {name}"
+            its_error = top(file) == "files" and package == "safetensors"  # which a full disk raises
+            assert package in FLOOR_0 or lazy_pot or its_error, f"{ids(file)} is on floor 0 and imports {name}"
         if package in ONLY_IN:
             assert ONLY_IN[package](file), f"{ids(file)} must not import {name}"
         if package in HEAVY and at_import:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from explorer.errors import BadFile, BadValue, NonFinite
+from explorer.files import PARTIAL
 from explorer.metrics.base import Estimate
 from explorer.training import (
     EmaPlan,
@@ -29,7 +30,6 @@ from explorer.training import (
     snapshots,
     train,
 )
-from explorer.training.checkpoint import PARTIAL
 from tests.regressions import Regression, Repeat, line, noisy, run, weights
 
 FORK = multiprocessing.get_context("fork")

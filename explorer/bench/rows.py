@@ -8,13 +8,13 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from explorer.bench.clock import Times
+from explorer.files import write_atomic
 
 VERSIONS_OF = (
     "trajectory-explorer",
@@ -154,18 +154,8 @@ def document(rows: Iterable[Row]) -> dict[str, Any]:
 
 def save(rows: Iterable[Row], file: str | os.PathLike) -> None:
     """Write the document, whole or not at all."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(document(rows), out, indent=2)
-            out.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    text = json.dumps(document(rows), indent=2) + "\n"
+    write_atomic(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _version(package: str) -> str | None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from explorer.data.loader import Batch, Shuffle
 from explorer.errors import BadFile, BadValue
+from explorer.files import sha256, sweep, write_atomic
 from explorer.process.couplings import Pairs, pairs_of
 
 INDEX = "pairs.json"
@@ -108,7 +107,7 @@ class PairStore:
         for k, name in enumerate(_names(index)):
             file = folder / name
             remedy = f"delete {name} and make the pairs again with the same settings: only it is made anew"
-            if not file.exists() or (verify and _sha256(file) != index["shards"][name]):
+            if not file.exists() or (verify and sha256(file) != index["shards"][name]):
                 raise BadFile(f"{file} is {'damaged' if file.exists() else 'missing'}: {remedy}.")
             try:
                 shard = load_file(file)
@@ -264,12 +263,11 @@ def write_pairs(
         there = {name: known for name, known in index["shards"].items() if (folder / name).exists()}
         if rank == 0 and there != index["shards"]:  # made anew, a shard's bytes may differ
             index["shards"] = there
-            _write(folder / INDEX, lambda file: file.write_text(json.dumps(index, indent=1)))
+            write_atomic(folder / INDEX, lambda file: file.write_text(json.dumps(index, indent=1)))
     elif rank == 0:
-        _write(folder / INDEX, lambda file: file.write_text(json.dumps(index, indent=1)))
+        write_atomic(folder / INDEX, lambda file: file.write_text(json.dumps(index, indent=1)))
     if world == 1:
-        for left in folder.glob(".*.partial"):  # of a process that was killed while writing
-            left.unlink(missing_ok=True)
+        sweep(folder)
     names = _names(index)
     for done, k in enumerate(range(rank, len(names), world)):
         if not (folder / names[k]).exists():
@@ -283,7 +281,7 @@ def write_pairs(
             if not all(bool(v.isfinite().all()) for v in (noise, tensors["x0"])):
                 raise BadValue(f"pairs {k * index['shard']} and on are not finite: take more steps or another sampler.")
             header = {"noise": _hash(noise), "first": str(k * index["shard"])}
-            _write(folder / names[k], lambda file, t=tensors, h=header: save_file(t, file, metadata=h))
+            write_atomic(folder / names[k], lambda file, t=tensors, h=header: save_file(t, file, metadata=h))
         if show is not None:
             show((done * world + 1) / len(names))
 
@@ -295,9 +293,9 @@ def seal_pairs(folder: Path | str) -> None:
     known = dict(index["shards"])
     for name in _names(index):
         if name not in known:
-            known[name] = _sha256(folder / name)
+            known[name] = sha256(folder / name)
     if known != index["shards"]:
-        _write(folder / INDEX, lambda file: file.write_text(json.dumps(index | {"shards": known}, indent=1)))
+        write_atomic(folder / INDEX, lambda file: file.write_text(json.dumps(index | {"shards": known}, indent=1)))
 
 
 def _three(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -351,28 +349,3 @@ def _hash(*tensors: Tensor) -> str:
     for value in tensors:
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write(file: Path, write: Callable[[Path], Any]) -> None:
-    """All of the file or none of it."""
-    temporary = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".partial")
-        os.close(handle)
-        write(Path(temporary))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as problem:
-        raise BadFile(
-            f"{file} could not be written: {problem}. Make room and run again: what is there is kept."
-        ) from problem
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

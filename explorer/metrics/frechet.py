@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from explorer.errors import BadFile, BadValue
+from explorer.files import write_atomic
 from explorer.metrics.base import Estimate, Jackknife, Metric, Replicates, block_of, jackknife
 from explorer.metrics.features import FeatureSpace
 
@@ -380,20 +381,21 @@ class Reference:
 
     def save(self, file: str | os.PathLike) -> None:
         """Write an .npz without pickled objects; a file of that name is replaced at once or not at all."""
-        file = Path(file)
-        part = file.with_name(file.name + ".part")
-        with open(part, "wb") as out:
-            np.savez(
-                out,
-                format=np.array("explorer-reference-1"),
-                features=np.array(self.features),
-                hash=np.array(self.hash),
-                n=np.array(self.n),
-                mean=self.mean,
-                cov=self.cov,
-                data=np.array(self.data),
-            )
-        os.replace(part, file)
+        content = {
+            "format": np.array("explorer-reference-1"),
+            "features": np.array(self.features),
+            "hash": np.array(self.hash),
+            "n": np.array(self.n),
+            "mean": self.mean,
+            "cov": self.cov,
+            "data": np.array(self.data),
+        }
+
+        def write(part: Path) -> None:
+            with open(part, "wb") as out:  # by its name, numpy would append .npz to it
+                np.savez(out, **content)
+
+        write_atomic(file, write)
 
     @classmethod
     def load(cls, file: str | os.PathLike) -> Reference:

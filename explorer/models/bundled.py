@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.files import write_atomic
 from explorer.models.base import Model, Oracle, Preconditioned
 from explorer.models.flow_maps import ConsistencyModel
 from explorer.nets.dit import DiT
@@ -171,11 +171,10 @@ def save_model(folder: str | Path, name: str, model: Model | FeatureNet, card: M
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BadValue(f"the card of {name!r} must hold plain JSON values: {error}.") from None
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.safetensors"
-    _write(file, weights)  # in between, an old card refuses the new weights: never a silent mixture
-    _write(file.with_suffix(".json"), text.encode())
+    file = Path(folder) / f"{name}.safetensors"
+    # In between, an old card refuses the new weights: never a silent mixture.
+    write_atomic(file, lambda part: part.write_bytes(weights))
+    write_atomic(file.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
     return file
 
 
@@ -361,18 +360,3 @@ def _serialised(tensors: dict[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
     return save(tensors)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of the content or none of it."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

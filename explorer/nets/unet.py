@@ -79,6 +79,9 @@ class UNet(nn.Module):
         n_classes: 0 for unconditional.
         dropout: inside the residual blocks, in training mode only.
         embedding, embedding_scale: features of the noise level and how fast they change, see `Embedding`.
+        patch: side of the squares of pixels that are folded into channels before the first convolution and unfolded after the
+            last (Hoogeboom et al. 2023, arXiv 2301.11093, Sec. 3.2); "full resolution", `attention` and `skip_names` then
+            count squares. 2 makes 32x32 a third cheaper at equal width below, as most of its time goes into full resolution.
 
     Attributes:
         config: the constructor's arguments as plain JSON; `UNet(**net.config)` has the same layout.
@@ -103,19 +106,24 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         embedding: NoiseFeatures = "sinusoids",
         embedding_scale: float = 1.0,
+        patch: int = 1,
     ):
         super().__init__()
         depths = [blocks] * len(mult) if isinstance(blocks, int) else list(blocks)
-        n_colours, height, width = shape
+        self.shape = tuple(shape)
+        if patch < 1 or any(side % patch for side in self.shape[1:]):
+            raise BadValue(f"patch is {patch!r}; it must divide height and width, here {shape[1]}x{shape[2]}.")
+        n_colours, height, width = self.shape[0] * patch**2, self.shape[1] // patch, self.shape[2] // patch
         factor = 2 ** (len(mult) - 1)
         if len(depths) != len(mult):
             raise BadValue(f"blocks={blocks!r} must be one number or one per level of mult={list(mult)!r}.")
         if height % factor or width % factor:
-            raise BadValue(f"{len(mult)} levels need a height and width divisible by {factor}, got {height}x{width}.")
+            raise BadValue(
+                f"{len(mult)} levels need a height and width divisible by {factor * patch}, got {shape[1]}x{shape[2]}."
+            )
         heights = [height >> level for level in range(len(mult))]
         if not set(attention) <= set(heights):
             raise BadValue(f"attention={list(attention)!r} names heights the network does not have: {heights}.")
-        self.shape = (n_colours, height, width)
         n_emb = n_emb or 4 * channels
         self.config = {
             "shape": list(self.shape),
@@ -128,8 +136,9 @@ class UNet(nn.Module):
             "dropout": dropout,
             "embedding": embedding,
             "embedding_scale": embedding_scale,
+            "patch": patch,
         }
-        self.n_classes = n_classes
+        self.n_classes, self.patch = n_classes, patch
         widths = [round(channels * m) for m in mult]
 
         def block(n_in: int, level: int) -> nn.ModuleList:
@@ -188,7 +197,8 @@ class UNet(nn.Module):
                 i += 1
             if level:
                 h = self.up[level - 1](h)
-        return self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+        h = self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+        return h if self.patch == 1 else F.pixel_shuffle(h, self.patch)
 
     def features(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """What the middle of the network makes of the image, (B, *feature_shape); arguments as of `forward`."""
@@ -199,6 +209,7 @@ class UNet(nn.Module):
         if x.shape[1:] != self.shape:
             raise BadValue(f"this network reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
         emb = self.embedding(noise, cond)
+        x = x if self.patch == 1 else F.pixel_unshuffle(x, self.patch)
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for level, blocks in enumerate(self.encoder):

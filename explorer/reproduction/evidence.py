@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.files import write_atomic
 from explorer.metrics.base import Estimate
 from explorer.models.bundled import asset_folders
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.recipe import Claim, Paper, Verdict
 from explorer.reproduction.run import machine
 from explorer.reproduction.source import source_of
-from explorer.training.checkpoint import write_atomic
 
 FOLDER = Path("runs") / "claims"
 """Where models trained for claims are kept, unless told otherwise."""

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from explorer.data import Dataset, load_dataset
+from explorer.files import write_atomic
 from explorer.metrics.base import Estimate
 from explorer.metrics.features import feature_space
 from explorer.metrics.frechet import Reference
@@ -26,7 +27,6 @@ from explorer.sampling.samplers import OdeSampler
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Solver
 from explorer.sampling.solvers import Euler
-from explorer.training.checkpoint import write_atomic
 from explorer.trajectory import geometry
 from explorer.trajectory.coupling import budget_of, run_from
 from explorer.trajectory.dataset import data_of

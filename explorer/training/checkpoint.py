@@ -8,13 +8,9 @@ run killed at any moment resumes from the checkpoint before, and damage to the n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from explorer.errors import BadFile
+from explorer.files import sha256, write_atomic
 
-PARTIAL = ".partial"
 OLD_INDEX = "checkpoint.json"  # of runs saved before each checkpoint had an index of its own
 
 
@@ -45,54 +41,9 @@ class Checkpoint(NamedTuple):
     notice: str = ""
 
 
-def write_atomic(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to disk, and move it over `file`.
-
-    Raises:
-        BadFile: the disk is full or not writable; what `file` held before is untouched.
-    """
-    file, temporary = Path(file), None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=PARTIAL)
-        os.close(handle)
-        write(Path(temporary))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    # safetensors and torch report a full disk in their own ways.
-    except (OSError, RuntimeError, safetensors.SafetensorError) as problem:
-        raise unwritten(file, problem) from problem
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def unwritten(file: Path, problem: Exception) -> BadFile:
-    """The error to raise when a file of a run cannot be written; torch's own message does not say that a disk is full."""
-    room = "its folder cannot be asked for free space"
-    with contextlib.suppress(OSError):
-        room = f"{shutil.disk_usage(file.parent).free / 2**20:.0f} MiB are free there"
-    return BadFile(
-        f"{file} could not be written ({room}): {problem}. What was saved before is intact; make room or choose "
-        "another folder, and run again to resume."
-    )
-
-
-def sweep(run_dir: Path) -> None:
-    """Remove the temporary files of a process that was killed while writing."""
-    for file in Path(run_dir).glob(f".*{PARTIAL}"):
-        file.unlink(missing_ok=True)
-
-
 def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory, as safetensors wants them."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_checkpoint(

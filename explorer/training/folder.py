@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from explorer import __version__
+from explorer.files import sweep
 from explorer.training import distributed
-from explorer.training.checkpoint import Checkpoint, load_checkpoint, prune, save_checkpoint, set_aside, sweep
+from explorer.training.checkpoint import Checkpoint, load_checkpoint, prune, save_checkpoint, set_aside
 from explorer.training.log import RunLog
 from explorer.training.plan import Plan
 from explorer.training.weights import BEST, save_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.errors import MissingExtra
-from explorer.training.checkpoint import unwritten, write_atomic
+from explorer.files import unwritten, write_atomic
 
 
 class RunLog:

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from explorer.errors import BadFile, UnknownName
-from explorer.training.checkpoint import plain, write_atomic
+from explorer.files import write_atomic
+from explorer.training.checkpoint import plain
 
 BEST = "best.safetensors"
 

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from explorer.errors import BadFile, BadValue, MissingExtra
+from explorer.files import write_atomic
 from explorer.trajectory.dataset import validate
 from explorer.trajectory.subspace import BASIS, validate_basis
 
@@ -236,10 +237,8 @@ class Stream:
                 at += ds.sizes["sample"]
 
     def _tell(self, done: int) -> None:
-        file = _state_file(self.part)
-        new = file.with_name(f".{file.name}")
-        new.write_text(json.dumps({"done": done, "n": self.n, "batch": self.batch, "key": self.key}))
-        os.replace(new, file)
+        text = json.dumps({"done": done, "n": self.n, "batch": self.batch, "key": self.key})
+        write_atomic(_state_file(self.part), lambda part: part.write_text(text))
         self.done = done
 
 

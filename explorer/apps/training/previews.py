@@ -24,6 +24,7 @@ from torch import Tensor
 
 from explorer.apps.training.folder import RunFiles, step_of
 from explorer.errors import BadFile, ExplorerError
+from explorer.files import write_atomic
 from explorer.live import Live, metric_for, quality
 from explorer.models.base import Denoiser, Model
 from explorer.models.bundled import save_model
@@ -31,7 +32,6 @@ from explorer.reproduction.evaluate import row
 from explorer.reproduction.recipe import Recipe
 from explorer.reproduction.run import exported, machine
 from explorer.sampling import Seeds, device_of, labels_for
-from explorer.training.checkpoint import write_atomic
 from explorer.training.loop import Tick
 
 SHARE = 0.25  # of one core, for pictures and for measurements each
