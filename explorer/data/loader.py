@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -49,7 +50,42 @@ class Batch:
         return Batch(**{name: None if v is None else fn(v) for name, v in values.items()})
 
 
-class Loader:
+class Stream(ABC):
+    """Endless batches, shared out over data-parallel processes, that can begin anywhere.
+
+    Args:
+        batch_size: samples per batch over all processes, divisible by `world`.
+        seed: of everything random; batch i depends on (seed, i) only.
+        rank, world: this process and the number of them.
+
+    Attributes:
+        position: index of the next batch.
+    """
+
+    def __init__(self, batch_size: int, seed: int, rank: int, world: int):
+        if batch_size < 1 or world < 1 or batch_size % world or not 0 <= rank < world:
+            raise BadValue(
+                f"batch_size={batch_size} must be a positive multiple of world={world}, and rank={rank} one of 0..world-1."
+            )
+        self.batch_size, self.seed, self.rank, self.world, self.position = batch_size, seed, rank, world, 0
+
+    @abstractmethod
+    def batch(self, i: int) -> Batch:
+        """This process's share of batch i."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `position` on."""
+        while True:
+            self.position += 1
+            yield self.batch(self.position - 1)
+
+    def start(self, position: int) -> Iterator[Batch]:
+        """Batches from the given position on."""
+        self.position = position
+        return iter(self)
+
+
+class Loader(Stream):
     """Endless batches of a data set, shared out over data-parallel processes.
 
     A finite data set is shuffled anew every epoch and batches run on across its end, so every sample is seen equally often.
@@ -76,30 +112,13 @@ class Loader:
         augment: Augment | None = None,
         fresh: bool = False,
     ):
-        if batch_size < 1 or world < 1 or batch_size % world or not 0 <= rank < world:
-            raise BadValue(
-                f"batch_size={batch_size} must be a positive multiple of world={world}, and rank={rank} one of 0..world-1."
-            )
+        super().__init__(batch_size, seed, rank, world)
         if fresh and dataset.draw is None:
             raise BadValue(f"data set {dataset.name!r} is finite and cannot be drawn anew; use fresh=False.")
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world, self.augment, self.fresh = rank, world, augment, fresh
-        self.position = 0
+        self.dataset, self.augment, self.fresh = dataset, augment, fresh
         self._shuffle = Shuffle(len(dataset), seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on; `position` is the index of the next one."""
-        while True:
-            self.position += 1
-            yield self.batch(self.position - 1)
-
-    def start(self, position: int) -> Iterator[Batch]:
-        """Batches from the given position on."""
-        self.position = position
-        return iter(self)
-
     def batch(self, i: int) -> Batch:
-        """This process's share of batch i."""
         if self.fresh:
             whole, labels = self.dataset.draw(self.batch_size, self._generator(i, 0))
             x, labels = whole[self.rank :: self.world], None if labels is None else labels[self.rank :: self.world]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from explorer.data.loader import Batch, Shuffle
+from explorer.data.loader import Batch, Shuffle, Stream
 from explorer.errors import BadFile, BadValue
 from explorer.files import sha256, sweep, write_atomic
 from explorer.process.couplings import Pairs, pairs_of
@@ -156,7 +156,7 @@ class PairStore:
         return pairs_of(every.noise, every.x0, every.labels)
 
 
-class PairLoader:
+class PairLoader(Stream):
     """Endless shuffled batches of a store with `Batch.noise` set; batch i is a function of (seed, i), shared out over processes.
 
     Args:
@@ -176,15 +176,11 @@ class PairLoader:
         second: PairStore | None = None,
         share: float = 0.0,
     ):
-        if batch_size < 1 or world < 1 or batch_size % world or not 0 <= rank < world:
-            raise BadValue(
-                f"batch_size={batch_size} must be a positive multiple of world={world}, and rank={rank} one of 0..world-1."
-            )
+        super().__init__(batch_size, seed, rank, world)
         if not 0 <= share <= 1 or (share > 0 and second is None):
             raise BadValue(f"share={share} of a batch comes from a second store: a number in [0, 1], 0 without one.")
         if second is not None and (second.shape, second.labelled) != (store.shape, store.labelled):
             raise BadValue(f"the two stores hold {store.shape} and {second.shape}, or only one of them has labels.")
-        self.seed, self.rank, self.world, self.position = seed, rank, world, 0
         n = round(share * batch_size / world) * world
         self._parts = [
             (part, Shuffle(len(part), seed + k), size)
@@ -192,19 +188,7 @@ class PairLoader:
             if size
         ]
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on."""
-        while True:
-            self.position += 1
-            yield self.batch(self.position - 1)
-
-    def start(self, position: int) -> Iterator[Batch]:
-        """Batches from the given position on."""
-        self.position = position
-        return iter(self)
-
     def batch(self, i: int) -> Batch:
-        """This process's share of batch i."""
         parts = [
             store.rows(order.rows(range(i * size + self.rank, (i + 1) * size, self.world)))
             for store, order, size in self._parts
