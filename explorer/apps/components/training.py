@@ -15,7 +15,7 @@ class TrainingTop(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "training_top.js")
-    _stylesheets = [_read("base.css", "training.css", "training_top.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_top.css")]
 
 
 class TrainingForm(Pane):
@@ -24,7 +24,7 @@ class TrainingForm(Pane):
     data = param.Dict(default={})
 
     _esm = _read("lib.js", "training_form.js")
-    _stylesheets = [_read("base.css", "training.css", "training_form.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_form.css")]
 
 
 class TrainingRuns(Pane):
@@ -33,7 +33,7 @@ class TrainingRuns(Pane):
     data = param.Dict(default={})
 
     _esm = _read("lib.js", "training_runs.js")
-    _stylesheets = [_read("base.css", "training.css", "training_runs.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_runs.css")]
 
 
 class TrainingStage(Pane):
@@ -45,7 +45,7 @@ class TrainingStage(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_stage.js")
-    _stylesheets = [_read("base.css", "training.css", "training_stage.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_stage.css")]
 
 
 class TrainingStrips(Pane):
@@ -57,7 +57,7 @@ class TrainingStrips(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_strips.js")
-    _stylesheets = [_read("base.css", "training.css", "training_strips.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_strips.css")]
 
 
 class TrainingCurves(Pane):
@@ -67,7 +67,7 @@ class TrainingCurves(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_curves.js")
-    _stylesheets = [_read("base.css", "training.css", "training_curves.css")]
+    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_curves.css")]
 
 
 class TrainingShell(Frame):

@@ -18,7 +18,7 @@ class TrajectoryTop(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_top.js")
-    _stylesheets = [_read("base.css", "trajectory.css", "trajectory_top.css")]
+    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_top.css")]
 
 
 class TrajectoryStage(Pane):
@@ -36,7 +36,7 @@ class TrajectoryStage(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_stage.js")
-    _stylesheets = [_read("base.css", "trajectory.css", "trajectory_stage.css")]
+    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_stage.css")]
 
 
 class TrajectoryCurves(Pane):
@@ -46,7 +46,7 @@ class TrajectoryCurves(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_curves.js")
-    _stylesheets = [_read("base.css", "trajectory.css", "trajectory_curves.css")]
+    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_curves.css")]
 
 
 class TrajectorySide(Pane):
@@ -56,7 +56,7 @@ class TrajectorySide(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_side.js")
-    _stylesheets = [_read("base.css", "trajectory.css", "trajectory_side.css")]
+    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_side.css")]
 
 
 class TrajectoryFilm(Pane):
@@ -66,7 +66,7 @@ class TrajectoryFilm(Pane):
     page_id = param.String(default="")
 
     _esm = _read("lib.js", "trajectory_lib.js", "trajectory_film.js")
-    _stylesheets = [_read("base.css", "trajectory.css", "trajectory_film.css")]
+    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_film.css")]
 
 
 class TrackKnobs(Knobs):

@@ -1,12 +1,17 @@
-"""Pages of the dashboard. A new page is a store, a module with a function `page(store, rail, embedded) -> viewable`, and one line here."""
+"""Pages of the dashboard. A new page is a store, a `Lab` over it, and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from explorer.apps.atlas.state import Atlas
-from explorer.apps.pages import atlas, sampler_lab, training, trajectory_lab
+from explorer.apps.components import Frame
+from explorer.apps.pages.atlas import AtlasLab
+from explorer.apps.pages.base import Lab
+from explorer.apps.pages.sampler_lab import SamplerLab
+from explorer.apps.pages.training import TrainingLab
+from explorer.apps.pages.trajectory_lab import TrajectoryLab
 from explorer.apps.session import Session
 from explorer.apps.store import Store
 from explorer.apps.training.state import Trainings
@@ -15,18 +20,22 @@ from explorer.apps.trajectory.state import Trajectories
 
 @dataclass(frozen=True)
 class Page:
-    """An entry of the rail: address below the server's root, words, icon; the store of a new session, and what builds the page on it."""
+    """An entry of the rail: address below the server's root, words, icon; the page, and the store of a new session."""
 
     slug: str
     title: str
     icon: str
-    build: Callable
+    lab: type[Lab]
     store: type[Store]
+
+    def build(self, store: Store, rail: Iterable[dict] = (), embedded: bool = False) -> Frame:
+        """The page over a store as a Panel viewable; arguments as for `Lab`."""
+        return self.lab(store, rail, embedded).shell
 
 
 PAGES = (
-    Page("lab", "Sampler Lab", "lab", sampler_lab.page, Session),
-    Page("trajectory", "Trajectory Lab", "trajectory", trajectory_lab.page, Trajectories),
-    Page("training", "Training", "training", training.page, Trainings),
-    Page("atlas", "Atlas", "atlas", atlas.page, Atlas),
+    Page("lab", "Sampler Lab", "lab", SamplerLab, Session),
+    Page("trajectory", "Trajectory Lab", "trajectory", TrajectoryLab, Trajectories),
+    Page("training", "Training", "training", TrainingLab, Trainings),
+    Page("atlas", "Atlas", "atlas", AtlasLab, Atlas),
 )

@@ -11,13 +11,7 @@ from explorer.apps.pages.base import Lab
 
 
 class AtlasLab(Lab):
-    """Panes of one store, kept in step with it.
-
-    Args:
-        store: what is shown.
-        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
-        embedded: without rail and address, for a notebook's cell.
-    """
+    """The panes of this page, and what the browser may ask of it."""
 
     redraws = {
         "entries": ("table", "picture", "top"),
@@ -58,8 +52,3 @@ class AtlasLab(Lab):
         for part, (pane, name, make) in makers.items():
             if part in what:
                 pane.param.update(**{name: make(store)})
-
-
-def page(store: Atlas, rail: Iterable[dict] = (), embedded: bool = False):
-    """The page as a Panel viewable."""
-    return AtlasLab(store, rail, embedded).shell

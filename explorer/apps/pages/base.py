@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from explorer.apps import components
@@ -15,6 +15,11 @@ Verb = Callable[[dict], None]
 class Lab(ABC):
     """A page over one store. Finals build their panes with `on_message=self.receive`, then call `follow`.
 
+    Args:
+        store: what is shown.
+        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
+        embedded: without rail and address, for a notebook's cell.
+
     Attributes:
         redraws: what changed in the store -> the parts of the page that show it; "link" is the address.
         shell: the frame that holds the panes.
@@ -22,6 +27,9 @@ class Lab(ABC):
 
     redraws: ClassVar[Mapping[str, Sequence[str]]]
     shell: components.Frame
+
+    @abstractmethod
+    def __init__(self, store: Store, rail: Iterable[dict] = (), embedded: bool = False): ...
 
     def follow(self, store: Store, verbs: Mapping[str, Verb]) -> None:
         """Draws everything but the address, and from then on what the store says has changed."""

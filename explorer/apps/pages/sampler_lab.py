@@ -10,13 +10,7 @@ from explorer.apps.session import Session
 
 
 class SamplerLab(Lab):
-    """Panes of one session, kept in step with its store.
-
-    Args:
-        session: the store.
-        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
-        embedded: without rail and address, for a notebook's cell.
-    """
+    """The panes of this page, and what the browser may ask of it."""
 
     redraws = {
         "state": ("top", "knobs", "texts", "link", "selected"),
@@ -85,8 +79,3 @@ class SamplerLab(Lab):
         for part, (pane, name, make) in makers.items():  # what is cheap and what can be copied first
             if part in what:
                 pane.param.update(**{name: make(session)})
-
-
-def page(session: Session, rail: Iterable[dict] = (), embedded: bool = False):
-    """The page as a Panel viewable."""
-    return SamplerLab(session, rail, embedded).shell

@@ -13,13 +13,7 @@ from explorer.errors import ExplorerError
 
 
 class TrainingLab(Lab):
-    """Panes of one store, kept in step with it.
-
-    Args:
-        store: what is shown.
-        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
-        embedded: without rail and address, for a notebook's cell.
-    """
+    """The panes of this page, and what the browser may ask of it."""
 
     redraws = {
         "form": ("form", "top"),
@@ -134,8 +128,3 @@ class TrainingLab(Lab):
         if not taken:
             self._have[slot] = ("", [])
         self.redraw({"books"})
-
-
-def page(store: Trainings, rail: Iterable[dict] = (), embedded: bool = False):
-    """The page as a Panel viewable."""
-    return TrainingLab(store, rail, embedded).shell

@@ -11,13 +11,7 @@ from explorer.apps.trajectory.state import Trajectories
 
 
 class TrajectoryLab(Lab):
-    """Panes of one store, kept in step with it.
-
-    Args:
-        store: what is shown.
-        rail: entries of the left rail, [{"title", "href", "icon", "current"}].
-        embedded: without rail and address, for a notebook's cell.
-    """
+    """The panes of this page, and what the browser may ask of it."""
 
     redraws = {
         "tracks": ("stage", "frames", "top"),
@@ -128,8 +122,3 @@ class TrajectoryLab(Lab):
                     self._sent[name], blocks[name] = key, make()
         if blocks:
             self.stage.param.update(**blocks)
-
-
-def page(store: Trajectories, rail: Iterable[dict] = (), embedded: bool = False):
-    """The page as a Panel viewable."""
-    return TrajectoryLab(store, rail, embedded).shell
