@@ -1,20 +1,16 @@
 """Pickled batches of images, read without running anything that the file asks for.
 
-A pickle is a program: it may call any function it names. Ours may name eight, the constructors that numpy writes for arrays,
-types and numbers, and gets stand-ins of our own for them; anything else is refused by name. What comes out holds dict, list,
-tuple, str, bytes, int, float, bool, None and numeric arrays.
+What comes out holds dict, list, tuple, str, bytes, int, float, bool, None and numeric arrays; see `explorer.unpickle`.
 """
 
 from __future__ import annotations
 
-import pickle
-import struct
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from explorer.errors import BadFile
+from explorer.unpickle import ARRAYS, Array, Reader
 
 MAX_BYTES = 4 * 2**30
 """A larger file is refused unread; the largest published batch has 1.6e9 bytes."""
@@ -32,7 +28,7 @@ def read_batch(stream: BinaryIO, name: str) -> dict[str, Any]:
         BadFile: not a pickle, truncated, one that asks for anything but plain data and numeric arrays, or no dictionary.
     """
     try:
-        content = _Reader(stream, encoding="bytes").load()
+        content = Reader(stream, ARRAYS, "no batch of images", encoding="bytes").load()
         content = _plain(content, {})
     except BadFile as error:
         raise BadFile(f"{name}: {error}") from None
@@ -45,110 +41,9 @@ def read_batch(stream: BinaryIO, name: str) -> dict[str, Any]:
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-class _Array:
-    """What an array is while it is being read; `_plain` makes it one."""
-
-    __slots__ = ("value",)
-
-    def __init__(self):
-        self.value = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, raw = state
-        if not isinstance(raw, bytes | bytearray | str):
-            raise BadFile("an array of Python objects; only numbers are read.")
-        self.value = _filled(raw, dtype, shape, "F" if fortran else "C")
-
-
-class _Type:
-    """A numeric numpy type and its byte order."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, name, *_):
-        text = name.decode("ascii") if isinstance(name, bytes) else name
-        self.value = np.dtype(text) if isinstance(text, str) and len(text) <= 8 else None
-        if self.value is None or self.value.kind not in "uifb" or self.value.shape:
-            raise BadFile(f"an array of type {text!r}; only numbers are read.")
-
-    def __setstate__(self, state):
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
-        if order in ("<", ">"):
-            self.value = self.value.newbyteorder(order)
-
-
-class _Call:
-    """A name that a pickle may call, made anew for each mention: a pickle can write attributes of what it is given."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable):
-        self.make = make
-
-    def __call__(self, *args):
-        return self.make(*args)
-
-
-def _filled(raw: bytes | bytearray | str, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """An array of these bytes; numpy checks that they are as many as the shape says."""
-    if not isinstance(dtype, _Type):
-        raise BadFile("an array without a type.")
-    data = raw.encode("latin1") if isinstance(raw, str) else raw
-    shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-    if any(n < 0 for n in shape):
-        raise BadFile(f"an array of shape {shape}.")
-    return np.frombuffer(data, dtype.value).reshape(shape, order=order)
-
-
-def _empty(_kind, *_ignored):
-    return _Array()
-
-
-def _number(dtype, raw=None):
-    return _filled(raw, dtype, (1,), "C")[0]
-
-
-def _from_buffer(raw, dtype, shape, order):
-    return _filled(bytes(raw), dtype, shape, order if order in ("C", "F") else "C")
-
-
-def _encode(text, encoding="latin1"):
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Callable[[], Any]] = {
-    ("numpy", "ndarray"): lambda: "ndarray",  # only ever the first argument of _reconstruct
-    ("numpy", "dtype"): lambda: _Call(_Type),
-    ("_codecs", "encode"): lambda: _Call(_encode),  # bytes, as Python 3 writes them for Python 2
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = lambda: _Call(_empty)
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = lambda: _Call(_number)
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = lambda: _Call(_from_buffer)
-
-
-class _Reader(pickle._Unpickler):
-    """The reader written in Python: the one in C takes memory for numbers and lengths that a damaged file merely claims."""
-
-    dispatch = dict(pickle._Unpickler.dispatch)
-
-    def load_bytearray8(self):
-        (size,) = struct.unpack("<Q", self.read(8))
-        if size > MAX_BYTES:
-            raise BadFile(f"it claims {size} bytes in one piece.")
-        self.append(bytearray(self.read(size)))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise BadFile(f"it asks to run {module}.{name}, which no batch of images needs; nothing was run.")
-        return _ALLOWED[module, name]()
-
-
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     """The value with arrays in place of their stand-ins; what a file shares among many places is visited once."""
-    if isinstance(value, _Array):
+    if isinstance(value, Array):
         if value.value is None:
             raise BadFile("an array without content.")
         return value.value
