@@ -27,6 +27,7 @@ from explorer.data import Batch, Dataset
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Denoiser, Preconditioned
 from explorer.nets.edm_unet import CIFAR10_NCSNPP, IMAGENET64_ADM, EDMUNet
+from explorer.nets.forward_mode import jvp
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import DIGITS_UNET, UNet
 from explorer.process.broadcast import like
@@ -47,8 +48,7 @@ class ContinuousConsistency(ConsistencyMethod):
 
     Args:
         stop_gradient: True for Theorem 5 (with a teacher) or 6 (without): 2 <f, sg df/dt>, of which only the gradient
-        has a
-            meaning. False for Theorem 3: |df/dt|^2, which is differentiated through the derivative; with a teacher
+        has a meaning. False for Theorem 3: |df/dt|^2, which is differentiated through the derivative; with a teacher
             only, since from data it would also punish the variance of eps given x_t.
         rho: of the grid whose limit is taken.
         settings: see `ConsistencyMethod`.
@@ -76,7 +76,7 @@ class ContinuousConsistency(ConsistencyMethod):
         with torch.no_grad():
             slope = eps if self.teacher is None else (x_t - self.teacher.denoise(x_t, t, labels)) / like(t, x_t)  # (7)
         f = self.model(self.nets["net"])
-        clean, rate = torch.func.jvp(lambda x, s: f.denoise(x, s, labels), (x_t, t), (slope, torch.ones_like(t)))
+        clean, rate = jvp(lambda x, s: f.denoise(x, s, labels), (x_t, t), (slope, torch.ones_like(t)))
         dt = self.spacing(t)
         speed = rate.detach().square().flatten(1).mean(1)
         if self.stop_gradient:

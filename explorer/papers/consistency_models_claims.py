@@ -39,12 +39,8 @@ from explorer.training.consistency import ConsistencyTraining, consistency_model
 RING, SD = "8gaussians", 0.5
 
 
-def generator(bench: Bench, stream: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 * bench.seed + stream)
-
-
 def boundary(bench: Bench) -> Verdict:
-    g, worst = generator(bench), 0.0
+    g, worst = bench.generator(), 0.0
     for net in (MLP(2, 64, 3), UNet((1, 8, 8), 16, (1, 2), 1)):
         with torch.no_grad():
             for p in net.parameters():
@@ -141,7 +137,7 @@ def known_coordinates(bench: Bench, n: int = 4) -> Verdict:
     digits, worst = load_dataset("digits", "test"), 0.0
     left = torch.zeros(8, 8, dtype=torch.bool)
     left[:, :4] = True
-    colour = 0.5 * torch.randn(n, 3, 16, 16, generator=generator(bench), dtype=torch.float64)
+    colour = 0.5 * torch.randn(n, 3, 16, 16, generator=bench.generator(), dtype=torch.float64)
     tasks: list[tuple[FlowMap, Tensor, Known]] = [
         (load("digits-cd"), digits.x[:n].double(), Inpainting(left)),
         (load("digits-cd"), digits.x[:n].double(), SuperResolution(2)),
@@ -159,7 +155,7 @@ def known_coordinates(bench: Bench, n: int = 4) -> Verdict:
 
 def half_digits(bench: Bench, n: int = 250) -> Verdict:
     train_set, test = load_dataset("digits"), load_dataset("digits", "test")
-    rows = torch.randperm(len(test), generator=generator(bench))[:n]
+    rows = torch.randperm(len(test), generator=bench.generator())[:n]
     image, labels = test.x[rows].double(), test.labels[rows]
     right = torch.zeros(8, 8, dtype=torch.bool)
     right[:, 4:] = True

@@ -32,10 +32,6 @@ from explorer.reproduction.few_steps import (
 RING, SD = "8gaussians", 0.5
 
 
-def generator(bench: Bench, stream: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 * bench.seed + stream)
-
-
 def stages(bench: Bench) -> Verdict:
     n, total = Doubling(10, 1280), 400_000
     expected = {50_000 * k: 10 * 2**k + 1 for k in range(8)}
@@ -48,7 +44,7 @@ def index_law(bench: Bench, n: int = 1_000_000) -> Verdict:
     levels, law = karras_levels(1281), LogNormalIndex()
     below = stats.norm.cdf(levels.log().numpy(), -1.1, 2.0)
     expected = (below[1:] - below[:-1]) / (below[-1] - below[0])
-    seen = torch.bincount(law.draw(n, levels, generator(bench)), minlength=1280).numpy()
+    seen = torch.bincount(law.draw(n, levels, bench.generator()), minlength=1280).numpy()
     p = float(stats.chisquare(seen, n * expected).pvalue)
     return Verdict(
         p > 0.01, Estimate(p, 0.0, n, "p value of chi square, 1280 intervals"), 0.01, "against the normal law"
@@ -58,7 +54,7 @@ def index_law(bench: Bench, n: int = 1_000_000) -> Verdict:
 def centre(bench: Bench, n: int = 1_000_000) -> Verdict:
     levels, law = karras_levels(1281), LogNormalIndex()
     middle = (0.5 * (levels[1:] + levels[:-1])).log()
-    seen = middle[law.draw(n, levels, generator(bench, 1))]
+    seen = middle[law.draw(n, levels, bench.generator(1))]
     exact = float((law.probabilities(levels) * middle).sum())
     measured = Estimate(float(seen.mean()), float(seen.std()) / math.sqrt(n), n, "mean ln sigma of the drawn intervals")
     text = f"exactly {exact:.4f} on this grid, which cuts the tails"
@@ -69,7 +65,7 @@ def bounded(bench: Bench) -> Verdict:
     shape, worst, port, slope = (3, 32, 32), 0.0, 0.0, 0.0
     c = huber_c(shape)
     for scale in (1e-9, 1e-6, 1e-3, 1e-1, 1.0, 1e3):
-        delta = scale * torch.randn(64, *shape, generator=generator(bench), dtype=torch.float64)
+        delta = scale * torch.randn(64, *shape, generator=bench.generator(), dtype=torch.float64)
         whole, length = gradient_norm(lambda d: pseudo_huber(d, 0 * d, c), delta), delta.flatten(1).norm(dim=1)
         each = gradient_norm(lambda d: ((d.square() + c**2).sqrt() - c).flatten(1).sum(1), delta)
         worst, port = max(worst, float(whole.max())), max(port, float(each.max()))
@@ -101,7 +97,7 @@ def fixed_point(bench: Bench) -> Verdict:
     """Weights and index law of iCT with the squared distance: the optimum is that of plain consistency training."""
     levels = karras_levels(18)
     gain, middle = 1.0, []
-    g, law = generator(bench), LogNormalIndex()
+    g, law = bench.generator(), LogNormalIndex()
     x0, eps = torch.randn(2, 400_000, generator=g, dtype=torch.float64)
     i = law.draw(len(x0), levels, g)
     for k in range(17):  # the optimum of each level, by weighted least squares on what the law draws there
@@ -158,7 +154,7 @@ def noise_of_gradients(bench: Bench, n_batches: int = 40, batch: int = 256) -> V
     for n in counts:
         rows = []
         for k in range(n_batches):  # the same data, noise and place in the law at every N
-            g = generator(bench, k)
+            g = bench.generator(k)
             pair = method.pair(Batch(data.draw(batch, g)[0]), n, g)
             loss = (pair.weight * squared_l2(*answers(method, pair))).mean()
             rows.append(torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(net.parameters()))]).double())

@@ -40,7 +40,7 @@ from explorer.process.times import TimeDistribution, Uniform
 from explorer.reproduction import Bench, Need, Paper, Published, Recipe, Trained
 from explorer.reproduction.pairs import PairsOf, stored
 from explorer.reproduction.rounds import FLOW_KNOBS, FLOW_RANGE, even_steps, measured_rounds
-from explorer.sampling.samplers import OdeSampler
+from explorer.sampling.samplers import OdeSampler, Sampler
 from explorer.sampling.solvers import Heun, Jump
 from explorer.training import EmaPlan, Method, OptimizerPlan, Plan, Progress, Update
 
@@ -152,6 +152,17 @@ def warm(net: nn.Module, flow: Denoiser | None) -> nn.Module:
     return net
 
 
+def _round(k: int, fine: Sampler, **about) -> Recipe:
+    """The recipe of flow k: the first is sampled as `fine` as its ODE asks for, later ones learn from stored pairs and take two steps."""
+    return Recipe(
+        sampler=fine if k == 1 else even_steps(2),
+        stream=stored if k > 1 else None,
+        more=tuple(even_steps(n) for n in (1, 2, 4) if n != 2 or k == 1),
+        knobs=FLOW_KNOBS if k > 1 else {},
+        **about,
+    )
+
+
 def plane(
     data: str, k: int = 1, *, coupling: str = "independent", warm_start: bool = True, pairs: int = 20_000
 ) -> Recipe:
@@ -183,18 +194,16 @@ def plane(
     batch = 256 if coupling == "ot" and k == 1 else 512
     optimizer = OptimizerPlan(lr=2e-3, betas=(0.9, 0.99), warmup_images=50_000, decay="cosine")
     plan = Plan(3000 if k == 1 else 2000, batch, optimizer=optimizer, emas=(EmaPlan(half_life=60_000),), tick_steps=500)
-    return Recipe(
+    return _round(
+        k,
+        even_steps(100, Heun()),
         name=name,
         data=data,
         method=method,
         plan=plan,
-        sampler=even_steps(100, Heun()) if k == 1 else even_steps(2),
         cost=f"{k} CPU minute{'s' * (k > 1)}",
         settings=settings,
         needs=needs,
-        stream=stored if k > 1 else None,
-        more=tuple(even_steps(n) for n in (1, 2, 4) if n != 2 or k == 1),
-        knobs=FLOW_KNOBS if k > 1 else {},
         notes="" if k == 1 else f"Trained on {pairs} pairs of the flow before; measured at 2 Euler steps.",
     )
 
@@ -240,18 +249,16 @@ def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int 
 
     lr = 2e-3 if k == 1 else 1e-3
     optimizer = OptimizerPlan(lr=lr, betas=(0.9, 0.99), warmup_images=12_800, decay="cosine", clip=1.0)
-    return Recipe(
+    return _round(
+        k,
+        even_steps(8, Heun()),
         name=name,
         data=data,
         method=method,
         plan=Plan(steps[min(k, 2) - 1], 128, optimizer=optimizer, emas=(EmaPlan(half_life=18_000),)),
-        sampler=even_steps(8, Heun()) if k == 1 else even_steps(2),
         cost=f"{minutes} CPU minutes",
         settings=settings,
         needs=needs,
-        stream=stored if k > 1 else None,
-        more=tuple(even_steps(n) for n in (1, 2, 4) if n != 2 or k == 1),
-        knobs=FLOW_KNOBS if k > 1 else {},
         notes="Label -1 is the null class, trained by label dropout."
         + ("" if k == 1 else f" Trained on {n_pairs} pairs of {data}-{k - 1}rf; measured at 2 Euler steps."),
     )

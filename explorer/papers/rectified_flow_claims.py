@@ -36,10 +36,6 @@ from explorer.trajectory.dataset import data_of, tensor
 TINY = {"width": 64, "depth": 3}
 
 
-def generator(bench: Bench, stream: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 * bench.seed + stream)
-
-
 def white(n: int, d: int, g: torch.Generator) -> Tensor:
     """n normal points in d dimensions moved to have mean 0 and covariance I exactly: quadratic means without sampling error."""
     z = torch.randn(n, d, generator=g, dtype=torch.float64)
@@ -75,7 +71,7 @@ def gaussian_exact(bench: Bench, n: int = 1000) -> Verdict:
     found = {}
     for s in (0.3, 0.8, 2.0):
         m = torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
-        both = white(n, 6, generator(bench))
+        both = white(n, 6, bench.generator())
         noise, data = both[:, :3], m + s * both[:, 3:]
         model = Oracle(GaussianMixture(m[None], s), Linear(), t_range=FLOW_RANGE)
         parts = budget_of(run_from(model, noise, times=times(400)), model, noise, data, n_times=200)
@@ -115,7 +111,7 @@ GAUSSIAN = Exact(((1.0, -0.5),), 0.6)
 def trained_parts(bench: Bench, k: int, n: int = 2000) -> dict[str, float]:
     """The budget of flow k of the Gaussian, on the coupling it was trained on."""
     m, s = torch.tensor(GAUSSIAN.means[0], dtype=torch.float64), GAUSSIAN.std
-    both = white(n, 4, generator(bench, 1))
+    both = white(n, 4, bench.generator(1))
     noise, data = both[:, :2], m + s * both[:, 2:]
     for j in range(1, k + 1):
         model = bench.model(small("gaussian", GAUSSIAN, j))
@@ -145,7 +141,7 @@ def rays(bench: Bench, n: int = 64) -> Verdict:
     for s in (0.4, 2.0):
         model = Oracle(GaussianMixture(torch.zeros(1, 2), s), Linear(), t_range=FLOW_RANGE)
         grid = times(2000)
-        x = tensor(run_from(model, white(n, 2, generator(bench)), times=grid), "x")
+        x = tensor(run_from(model, white(n, 2, bench.generator()), times=grid), "x")
         t = torch.tensor(grid, dtype=torch.float64)
         bend = max(bend, float(geometry.menger_curvature(x).value.abs().max()))
         arc = (1 + s - 2 * s / math.sqrt(1 + s * s)) / abs(1 - s)
@@ -178,7 +174,7 @@ def circle(bench: Bench, n: int = 100) -> Verdict:
 
 
 def mixture_budget(bench: Bench, n: int = 20_000) -> Verdict:
-    exact, g = ring(), generator(bench)
+    exact, g = ring(), bench.generator()
     data, noise = exact.mixture.sample(n, g)[0], torch.randn(n, 2, generator=g, dtype=torch.float64)
     model = exact.make(bench)
     parts = budget_of(run_from(model, noise, times=times(200)), model, noise, data)
@@ -208,7 +204,7 @@ def monotone(bench: Bench, n: int = 1000) -> Verdict:
 
 def matched_costs(bench: Bench) -> Verdict:
     """Mean cost of the optimal matching by batch size over that of random pairs; violations of what must always hold."""
-    exact, g, ot = ring(), generator(bench), ExactOT()
+    exact, g, ot = ring(), bench.generator(), ExactOT()
     sizes, mean, violations = (16, 64, 256, 1024), [], 0
     for size in sizes:
         costs = []
@@ -248,7 +244,7 @@ def transfer(coupling: str) -> Recipe:
 
 
 def ot_straighter(bench: Bench, n: int = 2048) -> Verdict:
-    noise = SOURCE.mixture.sample(n, generator(bench, 2))[0]
+    noise = SOURCE.mixture.sample(n, bench.generator(2))[0]
     s = {}
     for coupling in ("independent", "ot"):
         run = straight_run(bench.model(transfer(coupling)), noise, 100)

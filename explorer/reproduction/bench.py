@@ -47,6 +47,10 @@ class Bench:
         """What a need stands for."""
         return self._once(need.describe(), lambda: need.stand_in(self) if self.rehearse else need.make(self))
 
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """For what a measurement draws: another one at each seed and, below 1000, each stream."""
+        return torch.Generator().manual_seed(1000 * self.seed + stream)
+
     def place(self, name: str, about: dict[str, Any]) -> Path | None:
         """The folder of what `about` describes, e.g. runs/toy-1rf-seed0-1a2b3c4d5e; None when nothing is kept on disk."""
         return None if self.folder is None else self.folder / f"{name}-seed{self.seed}-{key(about)}"
