@@ -45,6 +45,9 @@ BUILDABLE: dict[str, dict[str, type]] = {
             precondition.VPrecondition,
             precondition.TrigFlowPrecondition,
             precondition.IDDPMPrecondition,
+            precondition.EpsPrecondition,
+            precondition.VEPrecondition,
+            precondition.DDPMPrecondition,
         )
     },
 }

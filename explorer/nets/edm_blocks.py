@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explorer.errors import BadValue
-from explorer.nets.attention import GroupNorm, PixelAttention
+from explorer.nets.attention import GroupNorm, PixelAttention, norm_groups
 from explorer.nets.embedding import sinusoids
-from explorer.nets.unet import _groups
 
 Modulation = Literal["shift", "scale", "double"]
 MODULATIONS: tuple[Modulation, ...] = ("shift", "scale", "double")
@@ -43,8 +42,15 @@ class Family:
         project: a shortcut that resamples is also a 1x1 convolution.
         labels_first: class embeddings enter in front of the embedding MLP, not behind its last layer.
         sine_first: order of the halves of the noise embedding.
+        endpoint: the lowest positional frequency is 1/10000 exactly, not one ratio above it.
         xavier: Xavier-uniform weights and zero biases, last layers of branches 1e-5 times that; else torch's own
             initialisation with last layers at zero.
+        wide_stem: the first convolution has the width of the first level, not the base width.
+        frequency: factor on the positional frequencies: 1000 reads a c_noise of order 1 as one of order 1000.
+        heads: attention heads at every width; None follows `head_dim`.
+        groups: of every group norm; None is a quarter of the channels up to 32.
+        between: how levels are joined: "block" resamples inside a residual block; "conv" and "conv-corner" halve by a 3x3
+            convolution of stride 2 (padded on all sides, or on the far ones only) and double by repetition and a 3x3 one.
     """
 
     embedding: Literal["positional", "fourier"]
@@ -59,19 +65,28 @@ class Family:
     project: bool
     labels_first: bool
     sine_first: bool
+    endpoint: bool
     xavier: bool
+    wide_stem: bool = False
+    frequency: float = 1.0
+    heads: int | None = None
+    groups: int | None = None
+    between: Literal["block", "conv", "conv-corner"] = "block"
+
+    def groups_of(self, channels: int) -> int:
+        return norm_groups(channels) if self.groups is None else self.groups
 
 
 _SONG = {
     "modulation": "shift", "head_dim": None, "attend_all": False, "scale": math.sqrt(0.5), "eps": 1e-6, "project": True,
-    "labels_first": True, "sine_first": True, "xavier": True,
+    "labels_first": True, "sine_first": True, "endpoint": True, "xavier": True,
 }  # fmt: skip
 FAMILIES = {
     "ddpm++": Family("positional", 1, False, (1, 1), **_SONG),
     "ncsn++": Family("fourier", 2, True, (1, 3, 3, 1), **_SONG),
     "adm": Family(
         "positional", 1, False, (1, 1), modulation="scale", head_dim=64, attend_all=True, scale=1.0, eps=1e-5,
-        project=False, labels_first=False, sine_first=False, xavier=False,
+        project=False, labels_first=False, sine_first=False, endpoint=False, xavier=False, wide_stem=True,
     ),
 }  # fmt: skip
 
@@ -130,6 +145,27 @@ class ShrunkImage(nn.Module):
         return self.conv(F.conv2d(x, each, padding=half, groups=channels))
 
 
+class ConvResample(nn.Module):
+    """Half the height and width by a convolution of stride 2, or double by repetition and a convolution: no norm, no embedding.
+
+    Args:
+        corner: pad the far sides only when halving.
+    Source: Ho et al. 2020, arXiv 2006.11239 (`corner`); Nichol and Dhariwal 2021, arXiv 2102.09672.
+    """
+
+    takes_skip = False
+
+    def __init__(self, channels: int, *, up: bool, corner: bool):
+        super().__init__()
+        self.up, self.corner = up, corner and not up
+        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=0 if self.corner else 1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        if self.up:
+            x = F.interpolate(x, scale_factor=2.0)
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.corner else x)
+
+
 class EDMBlock(nn.Module):
     """scale (shortcut(x) + conv(silu(modulated norm(conv(resample(silu(norm(x)))))))), then self-attention where asked.
 
@@ -157,20 +193,19 @@ class EDMBlock(nn.Module):
         super().__init__()
         self.n_out, self.modulation, self.takes_skip, self.scale = n_out, modulation, takes_skip, family.scale
         self.resample = Resample(family.kernel, up=resample == "up") if resample else None
-        self.norm0 = GroupNorm(_groups(n_in), n_in, eps=family.eps)
+        self.norm0 = GroupNorm(family.groups_of(n_in), n_in, eps=family.eps)
         self.conv0 = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.affine = nn.Linear(n_emb, n_out if modulation == "shift" else 2 * n_out)
-        self.norm1 = GroupNorm(_groups(n_out), n_out, eps=family.eps)
+        self.norm1 = GroupNorm(family.groups_of(n_out), n_out, eps=family.eps)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = nn.Conv2d(n_out, n_out, 3, padding=1)
         projected = n_in != n_out or (resample is not None and family.project)
         self.shortcut = nn.Conv2d(n_in, n_out, 1) if projected else nn.Identity()
         self.attention = None
         if attention:
-            head_dim = family.head_dim or n_out
-            self.attention = PixelAttention(
-                n_out, head_dim=head_dim, groups=_groups(n_out), eps=family.eps, scale=family.scale
-            )
+            head_dim = n_out // family.heads if family.heads else family.head_dim or n_out
+            groups = family.groups_of(n_out)
+            self.attention = PixelAttention(n_out, head_dim=head_dim, groups=groups, eps=family.eps, scale=family.scale)
 
     def initialise(self, family: Family) -> None:
         start(self, family)
@@ -239,8 +274,8 @@ class EDMEmbedding(nn.Module):
         if self.fourier:
             frequencies = torch.empty(half).normal_(std=2 * math.pi * scale)
         else:
-            last = half - 1 if family.sine_first else half
-            frequencies = constant([10000.0 ** (-i / last) for i in range(half)])
+            last = half - 1 if family.endpoint else half
+            frequencies = constant([family.frequency * 10000.0 ** (-i / last) for i in range(half)])
         self.register_buffer("frequencies", frequencies, persistent=self.fourier)
         self.label = None
         if n_classes:

@@ -12,7 +12,8 @@ arXiv 2402.15170.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -26,14 +27,16 @@ from explorer.nets.attention import GroupNorm
 from explorer.nets.edm_blocks import (
     FAMILIES,
     MODULATIONS,
+    ConvResample,
     EDMBlock,
     EDMEmbedding,
+    Family,
     Modulation,
     ShrunkImage,
     start,
     start_last,
 )
-from explorer.nets.unet import UNet, _groups
+from explorer.nets.unet import skip_scales
 
 CIFAR10_DDPMPP: dict[str, Any] = {
     "family": "ddpm++", "shape": [3, 32, 32], "channels": 128, "mult": [2, 2, 2], "blocks": 4, "attention": [16],
@@ -78,6 +81,7 @@ class EDMUNet(nn.Module):
         embedding_scale: of Fourier frequencies.
         modulation: "shift", "scale" or "double" (see `Family`); None is the family's own.
         n_emb: E; default 4 * channels.
+        differs: fields of `Family` in which this network departs from its family, e.g. {"eps": 1e-6, "head_dim": None}.
 
     Attributes:
         config: the constructor's arguments as plain JSON; `EDMUNet(**net.config)` has the same layout.
@@ -108,10 +112,12 @@ class EDMUNet(nn.Module):
         embedding_scale: float = 16.0,
         modulation: Modulation | None = None,
         n_emb: int | None = None,
+        differs: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         n_colours, height, width = shape
         kind = self._check(shape, channels, mult, blocks, attention, dropout_at, family, embedding, modulation)
+        kind = self._departing(kind, differs or {})
         n_emb, modulation = n_emb or 4 * channels, modulation or kind.modulation
         embedding = embedding or kind.embedding
         self.config = {
@@ -131,6 +137,8 @@ class EDMUNet(nn.Module):
             "modulation": modulation,
             "n_emb": n_emb,
         }
+        if differs:
+            self.config["differs"] = dict(differs)
         self.shape, self.n_classes, self.n_augment = tuple(shape), n_classes, n_augment
         self.embedding = EDMEmbedding(
             channels * kind.noise_mult,
@@ -150,13 +158,18 @@ class EDMUNet(nn.Module):
             drop = dropout if dropout_at is None or sizes[level][0] in dropout_at else 0.0
             return EDMBlock(n_in, n_out or widths[level], n_emb, kind, modulation=modulation, dropout=drop, **options)
 
-        self.stem = nn.Conv2d(n_colours, channels, 3, padding=1)
+        def between(level: int, n: int, way: Literal["up", "down"]) -> EDMBlock | ConvResample:
+            if kind.between == "block":
+                return block(n, level, n, resample=way)
+            return ConvResample(n, up=way == "up", corner=kind.between == "conv-corner")
+
+        n, n_image = widths[0] if kind.wide_stem else channels, n_colours
+        self.stem, stored = nn.Conv2d(n_colours, n, 3, padding=1), [n]
         self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
-        n, n_image, stored = channels, n_colours, [channels]
         for level in range(n_levels):
             attend = sizes[level][0] in attention
             if level:
-                self.encoder[f"{place[level]}_down"] = block(n, level, n, resample="down")
+                self.encoder[f"{place[level]}_down"] = between(level, n, "down")
                 stored.append(n)
                 if kind.residual_encoder:
                     self.encoder[f"{place[level]}_image"] = ShrunkImage(n_image, n, kind.kernel)
@@ -170,13 +183,13 @@ class EDMUNet(nn.Module):
         names = []
         for level in reversed(range(n_levels)):
             if level + 1 < n_levels:
-                self.decoder[f"{place[level]}_up"] = block(n, level, n, resample="up")
+                self.decoder[f"{place[level]}_up"] = between(level, n, "up")
             for i in range(blocks + 1):
                 attend = sizes[level][0] in attention and (kind.attend_all or i == blocks)
                 names.append(f"{place[level]}_block{i}")
                 self.decoder[names[-1]] = block(n + stored.pop(), level, attention=attend, takes_skip=True)
                 n = widths[level]
-        self.norm = GroupNorm(_groups(n), n, eps=kind.eps)
+        self.norm = GroupNorm(kind.groups_of(n), n, eps=kind.eps)
         self.out = nn.Conv2d(n, n_colours, 3, padding=1)
         self.skip_names, self.n_skips = tuple(names), len(names)
         start(self, kind)
@@ -208,7 +221,7 @@ class EDMUNet(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        scales = self._scales(skip_scale, x)
+        scales = skip_scales(skip_scale, self.skip_names, x)
         h, emb, skips = self._encode(x, noise, cond, augment, guidance)
         i = 0
         for part in self.decoder.values():
@@ -245,7 +258,13 @@ class EDMUNet(nn.Module):
             return checkpoint(block, h, emb, use_reentrant=False)
         return block(h, emb)
 
-    _scales = UNet._scales
+    @staticmethod
+    def _departing(family: Family, differs: Mapping[str, Any]) -> Family:
+        known = {field.name for field in fields(Family)}
+        for name in differs:
+            if name not in known - {"modulation", "embedding"}:
+                raise UnknownName("departure from a family", name, known - {"modulation", "embedding"})
+        return replace(family, **{k: tuple(v) if k == "kernel" else v for k, v in differs.items()})
 
     @staticmethod
     def _check(shape, channels, mult, blocks, attention, dropout_at, family, embedding, modulation):

@@ -10,11 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from explorer.errors import BadValue, UnknownName
 from explorer.process.paths import Kind, Path, Time
 
 
@@ -80,14 +81,50 @@ class ConsistencyPrecondition(Precondition):
 
 @dataclass(frozen=True)
 class FlowPrecondition(Precondition):
-    """F is the velocity itself; the network sees `time_scale` t. Liu et al. 2022 feed 999 t on images, 1 on toys."""
+    """F is the velocity itself; the network sees `time_scale` t. Liu et al. 2022 feed 999 t on images, 1 on toys.
+
+    With `backward` the network runs from noise to data, as published ones do: it sees `time_scale` (1 - t), and F is minus the
+    velocity.
+    """
 
     time_scale: float = 1.0
+    backward: bool = False
     kind = "velocity"
 
     def coefficients(self, t, path):
         one = torch.ones_like(t)
+        if self.backward:
+            return torch.zeros_like(t), -one, one, self.time_scale * (1 - t)
         return torch.zeros_like(t), one, one, self.time_scale * t
+
+
+@dataclass(frozen=True)
+class EpsPrecondition(Precondition):
+    """F is the noise eps; the network sees x_t of its own path as it is, and `time_scale` t.
+
+    On the VP path with 999: the continuous DDPM++ of Song et al. 2021, arXiv 2011.13456, in the form of Karras et al. 2022, Table 1.
+    """
+
+    time_scale: float = 999.0
+    kind = "eps"
+
+    def coefficients(self, t, path):
+        one = torch.ones_like(t)
+        return torch.zeros_like(t), one, one, self.time_scale * t
+
+
+@dataclass(frozen=True)
+class VEPrecondition(Precondition):
+    """F is minus the noise and the network sees the unscaled state: D = x + sigma F(x; ln(sigma / 2)).
+
+    Source: Song et al. 2021, arXiv 2011.13456 (NCSN++, whose sigma is of data in [0, 1], half of ours), as Karras et al. 2022, Table 1.
+    """
+
+    kind = "x0"
+
+    def coefficients(self, t, path):
+        sigma, alpha = path.ratio(t), path.alpha(t)
+        return 1 / alpha, sigma, 1 / alpha, (sigma / 2).log()
 
 
 @dataclass(frozen=True)
@@ -149,11 +186,81 @@ def _iddpm_levels(n: int, c1: float, c2: float) -> Tensor:
     return torch.tensor(u[::-1], dtype=torch.float64)
 
 
+Predicts = Literal["eps", "v", "x0"]
+Betas = Literal["linear", "scaled_linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class DDPMPrecondition(Precondition):
+    """A network trained at M discrete noise levels, which sees the index of the level: 0 is the least noise.
+
+    Between two levels the index is interpolated in ln sigma, so that solvers may go anywhere; beyond the ends it stays.
+
+    Args:
+        betas: how the variance added per level grows: "linear", "scaled_linear" (in its square root) or "cosine".
+        beta_min, beta_max: its first and last value; "cosine" has none.
+        predicts: what F is.
+    Source: Ho et al. 2020, arXiv 2006.11239; cosine: Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17, beta at most 0.999.
+    """
+
+    betas: Betas = "linear"
+    n_levels: int = 1000
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+    predicts: Predicts = "eps"
+    kind = "x0"
+
+    def __post_init__(self):
+        for what, value, valid in (("schedule of betas", self.betas, Betas), ("prediction", self.predicts, Predicts)):
+            if value not in get_args(valid):
+                raise UnknownName(what, value, get_args(valid))
+        if not (0 < self.beta_min <= self.beta_max < 1) or not 2 <= self.n_levels <= 100_000:
+            raise BadValue(
+                f"{self.n_levels} levels with beta from {self.beta_min:g} to {self.beta_max:g} are no noise schedule: beta lies in (0, 1)."
+            )
+
+    def levels(self) -> Tensor:
+        """sigma of each level, rising: (M,) float64."""
+        return _ddpm_levels(self.betas, self.n_levels, self.beta_min, self.beta_max)
+
+    def coefficients(self, t, path):
+        sigma, alpha = path.ratio(t), path.alpha(t)
+        known = self.levels().log().to(sigma.device)
+        wanted = sigma.log().clamp(known[0], known[-1]).reshape(-1)
+        low = (torch.searchsorted(known, wanted, right=True) - 1).clamp(0, self.n_levels - 2)
+        index = low + (wanted - known[low]) / (known[low + 1] - known[low])
+        scale = (1 + sigma**2).rsqrt()  # F sees a state of unit variance
+        c_in, c_noise = scale / alpha, index.reshape(sigma.shape)
+        match self.predicts:
+            case "eps":
+                return 1 / alpha, -sigma, c_in, c_noise
+            case "v":
+                return scale**2 / alpha, -sigma * scale, c_in, c_noise
+        return torch.zeros_like(sigma), torch.ones_like(sigma), c_in, c_noise
+
+
+@lru_cache(maxsize=8)
+def _ddpm_levels(betas: Betas, n: int, low: float, high: float) -> Tensor:
+    if betas == "cosine":
+        steps = torch.arange(n + 1, dtype=torch.float64) / n
+        product = torch.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        beta = (1 - product[1:] / product[:-1]).clamp_max(0.999)
+    elif betas == "linear":
+        beta = torch.linspace(low, high, n, dtype=torch.float64)
+    else:
+        beta = torch.linspace(low**0.5, high**0.5, n, dtype=torch.float64) ** 2
+    log = torch.log1p(-beta).cumsum(0)  # of alpha^2
+    return (-torch.expm1(log) / log.exp()).sqrt()
+
+
 PRECONDITIONS: dict[str, type[Precondition]] = {
     "edm": EDMPrecondition,
     "consistency": ConsistencyPrecondition,
     "flow": FlowPrecondition,
+    "eps": EpsPrecondition,
+    "ve": VEPrecondition,
     "v": VPrecondition,
     "trigflow": TrigFlowPrecondition,
     "iddpm": IDDPMPrecondition,
+    "ddpm": DDPMPrecondition,
 }
