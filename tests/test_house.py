@@ -120,6 +120,14 @@ def test_imports_go_downward_only(file):
         )
 
 
+@pytest.mark.parametrize("file", modules(), ids=ids)
+def test_private_names_stay_in_their_module(file):
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("explorer"):
+            hidden = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+            assert not hidden, f"{ids(file)} imports {', '.join(hidden)} of {node.module}"
+
+
 def claims_of(file: Path) -> str:
     """The one paper that a file of claims may import, "edm" for explorer/papers/edm_claims.py."""
     return file.stem.removesuffix("_claims") if file.stem.endswith("_claims") else ""

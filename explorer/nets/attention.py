@@ -52,6 +52,11 @@ def _plain() -> bool:
     return differentiating() or (not torch.compiler.is_compiling() and _PLAIN.get())
 
 
+def norm_groups(channels: int) -> int:
+    """Largest number of groups up to 32 that divides the channels and leaves at least 4 in each."""
+    return next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+
+
 class GroupNorm(nn.GroupNorm):
     """torch's, optionally times `gain` plus `shift`, with a forward-mode derivative for every memory layout."""
 

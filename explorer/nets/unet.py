@@ -20,17 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explorer.errors import BadValue
-from explorer.nets.attention import GroupNorm, PixelAttention
+from explorer.nets.attention import GroupNorm, PixelAttention, norm_groups
 from explorer.nets.embedding import Embedding, NoiseFeatures
 
 DIGITS_UNET = {"shape": [1, 8, 8], "channels": 32, "mult": [1, 2, 2], "blocks": [0, 1, 1]}
 """For 8x8 digits: 0.94 M parameters, nearly all at 4x4 and 2x2, since one 3x3 convolution at 8x8 costs as much as a whole
 block at 4x4. 256 images take about 0.1 s on one core of a 2.8 GHz Ice Lake server, 9 million multiply-adds each."""
-
-
-def _groups(channels: int) -> int:
-    """Largest number of groups up to 32 that divides the channels and leaves at least 4 in each."""
-    return next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
 
 
 class ResBlock(nn.Module):
@@ -43,10 +38,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, n_emb: int, dropout: float):
         super().__init__()
-        self.norm1 = GroupNorm(_groups(n_in), n_in)
+        self.norm1 = GroupNorm(norm_groups(n_in), n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.film = nn.Linear(n_emb, 2 * n_out)
-        self.norm2 = GroupNorm(_groups(n_out), n_out)
+        self.norm2 = GroupNorm(norm_groups(n_out), n_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
         self.shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
@@ -144,7 +139,7 @@ class UNet(nn.Module):
         def block(n_in: int, level: int) -> nn.ModuleList:
             parts: list[nn.Module] = [ResBlock(n_in, widths[level], n_emb, dropout)]
             if heights[level] in attention:
-                parts.append(PixelAttention(widths[level], groups=_groups(widths[level])))
+                parts.append(PixelAttention(widths[level], groups=norm_groups(widths[level])))
             return nn.ModuleList(parts)
 
         self.embedding = Embedding(n_emb, n_classes, embedding, embedding_scale)
@@ -161,7 +156,7 @@ class UNet(nn.Module):
                 self.up.append(nn.ConvTranspose2d(widths[level + 1], n, 2, stride=2))
         self.middle = block(widths[-1], len(widths) - 1)
         self.feature_shape = (widths[-1], heights[-1], width >> (len(widths) - 1))
-        self.norm = GroupNorm(_groups(widths[0]), widths[0])
+        self.norm = GroupNorm(norm_groups(widths[0]), widths[0])
         self.out = nn.Conv2d(widths[0], n_colours, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -187,7 +182,7 @@ class UNet(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        scales = self._scales(skip_scale, x)
+        scales = skip_scales(skip_scale, self.skip_names, x)
         h, emb, skips = self._encode(x, noise, cond)
         i = 0
         for level in reversed(range(len(self.decoder))):
@@ -221,17 +216,24 @@ class UNet(nn.Module):
                 skips.append(h)
         return _run(self.middle, h, emb), emb, skips
 
-    def _scales(self, skip_scale: Tensor | Sequence[float] | None, x: Tensor) -> list[Tensor] | None:
-        """One (1 or B, 1, 1, 1) tensor per skip, bottom to top."""
-        if skip_scale is None:
-            return None
-        scale = torch.as_tensor(skip_scale, dtype=x.dtype, device=x.device)
-        if scale.shape not in ((self.n_skips,), (len(x), self.n_skips)):
-            raise BadValue(
-                f"skip_scale must have shape ({self.n_skips},) or ({len(x)}, {self.n_skips}), got "
-                f"{tuple(scale.shape)}; the skips are {', '.join(self.skip_names)}."
-            )
-        return list(scale.view(-1, self.n_skips, 1, 1, 1).unbind(1))
+
+def skip_scales(skip_scale: Tensor | Sequence[float] | None, names: Sequence[str], x: Tensor) -> list[Tensor] | None:
+    """One (1 or B, 1, 1, 1) factor for each skip of that name, bottom to top; None for none.
+
+    Args:
+        skip_scale: (n_skips,) or (B, n_skips).
+        x: (B, ...), whose dtype and device they take.
+    Raises:
+        BadValue: another shape.
+    """
+    if skip_scale is None:
+        return None
+    scale, n = torch.as_tensor(skip_scale, dtype=x.dtype, device=x.device), len(names)
+    if scale.shape not in ((n,), (len(x), n)):
+        raise BadValue(
+            f"skip_scale must have shape ({n},) or ({len(x)}, {n}), got {tuple(scale.shape)}; the skips are {', '.join(names)}."
+        )
+    return list(scale.view(-1, n, 1, 1, 1).unbind(1))
 
 
 def _run(block: nn.ModuleList, h: Tensor, emb: Tensor) -> Tensor:

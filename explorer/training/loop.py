@@ -95,7 +95,7 @@ def train(
     """
     if evaluate is None and (plan.evaluate_steps or plan.patience):
         raise BadValue("the plan asks for evaluation; pass train(..., evaluate=...), which returns an Estimate.")
-    run, folder = _Run(method, plan), RunFolder(run_dir, plan)
+    run, folder = Run(method, plan), RunFolder(run_dir, plan)
     if folder.saved is not None:
         restore(run, folder.saved, data)
     begun = run.step
@@ -181,7 +181,7 @@ class _Clock:
         self.started += time.monotonic() - since
 
 
-class _Run:
+class Run:
     """State of one run: networks, optimizers, averages, counters."""
 
     def __init__(self, method: Method, plan: Plan):

@@ -18,10 +18,10 @@ from explorer.training.checkpoint import Checkpoint
 from explorer.training.precision import LossScale
 
 if TYPE_CHECKING:
-    from explorer.training.loop import _Run
+    from explorer.training.loop import Run
 
 
-def captured(run: _Run, data: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def captured(run: Run, data: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Facts, weights and optimizer states of a checkpoint."""
     info = {
         "step": run.step,
@@ -47,7 +47,7 @@ def captured(run: _Run, data: Any) -> tuple[dict[str, Any], dict[str, Tensor], d
     return info, run.weights(), {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()}
 
 
-def restore(run: _Run, saved: Checkpoint, data: Any) -> None:
+def restore(run: Run, saved: Checkpoint, data: Any) -> None:
     """Put a saved run's state into a new one.
 
     Raises:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Cond, Denoiser
-from explorer.trajectory.dataset import By, _on_steps, _per_sample, feature_dims, mean_and_error, merged
+from explorer.trajectory.dataset import By, feature_dims, mean_and_error, merged, of_samples, on_steps
 from explorer.trajectory.replay import (
     Progress,
     parts_of,
@@ -119,11 +119,11 @@ def attribution(
             steps["step_cost"][rows] = cost.cpu() * scale
         steps["local_error"][rows], final[rows] = local.cpu(), size.cpu()
         reference[rows] = ((first - coarse).flatten(1).norm(dim=1) * scale).cpu() / (2**4 - 1)
-    arrays = [_on_steps(ds, key, value, LONG[key], "data unit", None) for key, value in steps.items()]
-    arrays.append(_per_sample(ds, "final_error", final, "final error", "data unit"))
+    arrays = [on_steps(ds, key, value, LONG[key], "data unit", None) for key, value in steps.items()]
+    arrays.append(of_samples(ds, "final_error", final, "final error", "data unit"))
     if method == "adjoint":
         left = final - steps["step_cost"].sum(dim=1)
-        arrays.append(_per_sample(ds, "remainder", left, "beyond first order", "data unit"))
+        arrays.append(of_samples(ds, "remainder", left, "beyond first order", "data unit"))
     if by is None:
         out = merged(arrays)
         if fields is not None:

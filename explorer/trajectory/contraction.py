@@ -30,7 +30,7 @@ from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Cond, Denoiser
 from explorer.nets.attention import plain_attention
 from explorer.process.paths import Path
-from explorer.trajectory.dataset import By, _on_path, _on_steps, mean_and_error, merged
+from explorer.trajectory.dataset import By, mean_and_error, merged, on_path, on_steps
 from explorer.trajectory.replay import Progress, parts_of, path_model, reference_step, times_of
 
 Step = Callable[[Tensor, Cond], Tensor]
@@ -112,7 +112,7 @@ def contraction(
     Raises: BadValue where the recording is not of the model's shape.
     Source of the norm as a measure of complexity: Xu et al. 2024 (DisCo-Diff), arXiv 2407.03300, Fig. 4 (its square).
     """
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     model, times = path_model(ds, model), times_of(ds)
     d = math.prod(ds.x.shape[2:])
     whole = d <= ALL_UP_TO
@@ -143,7 +143,7 @@ def contraction(
         "fastest_approach": "fastest approach",
         "jacobian_norm": "norm of the velocity's derivative",
     }
-    arrays = [_on_steps(ds, key, value, names[key], "1 / time", None) for key, value in out.items()]
+    arrays = [on_steps(ds, key, value, names[key], "1 / time", None) for key, value in out.items()]
     if by not in (None, "step"):
         raise UnknownName("grouping", by, ("step",))
     made = merged(arrays if by is None else [mean_and_error(array) for array in arrays])
@@ -177,7 +177,7 @@ def lyapunov(
     Cost: per sample 4 substeps N K evaluations with one backward pass for all exponents; for the leading ones that for
         every sweep back (n_iter of them) and with two passes for every sweep forward (n_iter + 1).
     """
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     model, times = path_model(ds, model), times_of(ds)
     shape, d, n = tuple(ds.x.shape[2:]), math.prod(ds.x.shape[2:]), ds.sizes["sample"]
     k = n_exponents or (d if d <= ALL_UP_TO else 3)
@@ -208,8 +208,8 @@ def lyapunov(
         out[rows] = grown.cpu()
     end = slice(1, None)
     numbers = [
-        _on_steps(ds, "mean_exponent", out.mean(dim=2), "mean exponent", "nat", None, 0, end),
-        *(_on_steps(ds, "exponent", out[:, :, i], "Lyapunov exponent", "nat", None, 0, end) for i in range(k)),
+        on_steps(ds, "mean_exponent", out.mean(dim=2), "mean exponent", "nat", None, 0, end),
+        *(on_steps(ds, "exponent", out[:, :, i], "Lyapunov exponent", "nat", None, 0, end) for i in range(k)),
     ]
     if by not in (None, "step"):
         raise UnknownName("grouping", by, ("step",))

@@ -279,13 +279,11 @@ By = Literal["step"] | None
 Of = Literal["x", "x0_hat"]
 
 
-def _on_path(ds: xr.Dataset, path: Path | None) -> xr.Dataset:
+def on_path(ds: xr.Dataset, path: Path | None) -> xr.Dataset:
     return ds if path is None else moved(ds, path)
 
 
-def _per_sample(
-    ds: xr.Dataset, name: str, values: Tensor | geometry.Guarded, long_name: str, unit: str
-) -> xr.DataArray:
+def of_samples(ds: xr.Dataset, name: str, values: Tensor | geometry.Guarded, long_name: str, unit: str) -> xr.DataArray:
     clamped = None
     if isinstance(values, geometry.Guarded):
         values, clamped = values
@@ -296,7 +294,7 @@ def _per_sample(
     return xr.DataArray(values.numpy(), dims="sample", coords=coords, name=name, attrs=attrs)
 
 
-def _on_steps(
+def on_steps(
     ds: xr.Dataset,
     name: str,
     values: Tensor | geometry.Guarded,
@@ -331,7 +329,7 @@ def _on_steps(
 def _points(ds: xr.Dataset, of: Of, path: Path | None) -> tuple[Tensor, str, str]:
     """Points of the path of the states, or of that of the denoised predictions; prefixes of their names."""
     if of == "x":
-        return tensor(_on_path(ds, path), "x"), "", ""
+        return tensor(on_path(ds, path), "x"), "", ""
     if of != "x0_hat":
         raise UnknownName("what moves", of, ("x", "x0_hat"))
     return denoised(ds), "denoised_", "denoised "  # the same on every path
@@ -359,11 +357,11 @@ def curvature(
     if kind == "menger":
         values = geometry.menger_curvature(x)
     elif of == "x":
-        values = geometry.tangent_curvature(tensor(_on_path(ds, path), "slope"), x)
+        values = geometry.tangent_curvature(tensor(on_path(ds, path), "slope"), x)
     else:
         raise BadValue("the denoised path has no recorded slopes; use kind='menger'.")
-    ds, slots = _on_path(ds, path), slice(1, x.shape[1] - 1)
-    return _on_steps(ds, f"{name}curvature", values, f"{words}curvature", "1 / data unit", by, 1, slots)
+    ds, slots = on_path(ds, path), slice(1, x.shape[1] - 1)
+    return on_steps(ds, f"{name}curvature", values, f"{words}curvature", "1 / data unit", by, 1, slots)
 
 
 def straightness(
@@ -378,13 +376,13 @@ def straightness(
     Returns: data units squared. From the points, so biased low on few steps (0 for a single one).
     Source: Liu et al. 2022, arXiv 2209.03003.
     """
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     x, t = tensor(ds, "x"), torch.as_tensor(ds.t.values)
     scale = 1 / _n_dims(ds) if per_dim else 1.0
     unit = "data unit^2 / dimension" if per_dim else "data unit^2"
     if by is None:
-        return _per_sample(ds, "straightness", geometry.straightness(x, t) * scale, "straightness S", unit)
-    return _on_steps(ds, "velocity_gap", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
+        return of_samples(ds, "straightness", geometry.straightness(x, t) * scale, "straightness S", unit)
+    return on_steps(ds, "velocity_gap", geometry.velocity_gap(x, t) * scale, "squared gap to the chord", unit, by)
 
 
 def turning_angle(
@@ -395,12 +393,12 @@ def turning_angle(
     Args: of: "x0_hat" measures the path of the denoised predictions instead, `denoised_turning_angle`.
     """
     x, name, words = _points(ds, of, path)
-    ds, (angles, clamped) = _on_path(ds, path), geometry.turning_angle(x)
+    ds, (angles, clamped) = on_path(ds, path), geometry.turning_angle(x)
     if by is None:
         total = geometry.Guarded(angles.sum(dim=1), clamped)
-        return _per_sample(ds, f"{name}total_turning", total, f"{words}total turning", "rad")
+        return of_samples(ds, f"{name}total_turning", total, f"{words}total turning", "rad")
     values, slots = geometry.Guarded(angles, clamped), slice(1, x.shape[1] - 1)
-    return _on_steps(ds, f"{name}turning_angle", values, f"{words}turning", "rad", by, 1, slots)
+    return on_steps(ds, f"{name}turning_angle", values, f"{words}turning", "rad", by, 1, slots)
 
 
 def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None, of: Of = "x") -> xr.DataArray | xr.Dataset:
@@ -410,22 +408,20 @@ def step_length(ds: xr.Dataset, by: By = None, *, path: Path | None = None, of: 
     """
     x, name, words = _points(ds, of, path)
     lengths, slots = geometry.norm(geometry.flat(x).diff(dim=1)), slice(0, x.shape[1] - 1)
-    return _on_steps(
-        _on_path(ds, path), f"{name}step_length", lengths, f"{words}step length", "data unit", by, 0, slots
-    )
+    return on_steps(on_path(ds, path), f"{name}step_length", lengths, f"{words}step length", "data unit", by, 0, slots)
 
 
 def arc_chord(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
     """Arc length over chord: (sample), at least 1."""
-    ds = _on_path(ds, path)
-    return _per_sample(ds, "arc_chord", geometry.arc_chord(tensor(ds, "x")), "arc / chord", "1")
+    ds = on_path(ds, path)
+    return of_samples(ds, "arc_chord", geometry.arc_chord(tensor(ds, "x")), "arc / chord", "1")
 
 
 def nfss(ds: xr.Dataset, *, path: Path | None = None) -> xr.DataArray:
     """2 (1 - mean cosine between chord and velocity) over time: (sample), in [0, 4]."""
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     values = geometry.nfss(tensor(ds, "x"), torch.as_tensor(ds.t.values))
-    return _per_sample(ds, "nfss", values, "normalised flow straightness", "1")
+    return of_samples(ds, "nfss", values, "normalised flow straightness", "1")
 
 
 def coupling_cost(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArray:
@@ -435,10 +431,10 @@ def coupling_cost(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArray:
     """
     cost = geometry.coupling_cost(noise_of(ds), data_of(ds))
     if per_dim:
-        return _per_sample(
+        return of_samples(
             ds, "coupling_cost", cost / _n_dims(ds), "coupling cost |eps - x0|^2 / D", "data unit^2 / dimension"
         )
-    return _per_sample(ds, "coupling_cost", cost, "coupling cost |eps - x0|^2", "data unit^2")
+    return of_samples(ds, "coupling_cost", cost, "coupling cost |eps - x0|^2", "data unit^2")
 
 
 def sampling_discrepancy(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArray:
@@ -454,7 +450,7 @@ def sampling_discrepancy(ds: xr.Dataset, *, per_dim: bool = False) -> xr.DataArr
     gap = (geometry.flat(many, 1) - geometry.flat(one, 1)).norm(dim=1)
     scale = 1 / math.sqrt(_n_dims(ds)) if per_dim else 1.0
     unit = "data unit / sqrt(dimension)" if per_dim else "data unit"
-    return _per_sample(ds, "sampling_discrepancy", gap * scale, "distance of one step from all", unit)
+    return of_samples(ds, "sampling_discrepancy", gap * scale, "distance of one step from all", unit)
 
 
 def _n_dims(ds: xr.Dataset) -> int:
@@ -504,7 +500,7 @@ def angle_proxy(ds: xr.Dataset, *, path: Path | None = None, n: int | None = 100
     Args: n: over at most the first n samples, since the work grows with the square of the number of times; None is all.
     Source: Re-MeanFlow, arXiv 2511.23342, Curv(r, t).
     """
-    ds = _on_path(ds.isel(sample=slice(n)), path)
+    ds = on_path(ds.isel(sample=slice(n)), path)
     mean, error, clamped = geometry.angle_proxy(tensor(ds, "x"), tensor(ds, "slope"), torch.as_tensor(ds.t.values))
     return xr.Dataset(
         {"angle": (("start", "end"), mean.numpy(), {"units": "rad"}), "angle_se": (("start", "end"), error.numpy())},

@@ -13,7 +13,7 @@ from torch import Tensor
 from explorer.errors import BadValue, UnknownName
 from explorer.models.base import Cond, Denoiser
 from explorer.sampling.solve import Solver, solve
-from explorer.trajectory.dataset import By, _on_steps
+from explorer.trajectory.dataset import By, on_steps
 from explorer.trajectory.replay import (
     fine_times,
     has_memory,
@@ -87,7 +87,7 @@ def local_error(
             else:
                 miss = doubled_step(model, solver, x[:, i], x[:, i + 1], t, t_next, cond)
             out[rows, i] = miss.flatten(1).norm(dim=1).cpu()
-    return _on_steps(ds, "local_error", out, f"local error ({kind})", "data unit", by)
+    return on_steps(ds, "local_error", out, f"local error ({kind})", "data unit", by)
 
 
 @torch.inference_mode()

@@ -206,7 +206,7 @@ class Search:
         to_zero = self.to_zero or self.nodes[-1] == 0
         return TimeGrid.karras(n_steps, positive[-1], positive[0], rho, to_zero=to_zero).snapped(positive)
 
-    def per_sample(self, grid: TimeGrid) -> np.ndarray:
+    def of_samples(self, grid: TimeGrid) -> np.ndarray:
         """The cost of a grid to each sample, (n,).
 
         Raises: BadValue where the grid has a node that is none of these or misses an end.
@@ -233,12 +233,12 @@ class Search:
 
     def cost_of(self, grid: TimeGrid) -> Estimate:
         """The cost of any grid on these nodes; honest for a grid that was found with other samples."""
-        return _estimate(self.per_sample(grid), self.costs.attrs["long_name"])
+        return _estimate(self.of_samples(grid), self.costs.attrs["long_name"])
 
     def schedule(self, n_steps: int) -> Schedule:
         """The best grid of this many steps beside Karras', on the samples it was found with (so in its own favour)."""
         grid, baseline = self.grid(n_steps), self.karras(n_steps)
-        ours, theirs, name = self.per_sample(grid), self.per_sample(baseline), self.costs.attrs["long_name"]
+        ours, theirs, name = self.of_samples(grid), self.of_samples(baseline), self.costs.attrs["long_name"]
         seeds = (int(self.costs.seed[0]), int(self.costs.seed[-1]))
         return Schedule(
             grid,

@@ -24,7 +24,7 @@ from torch import Tensor
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.process.paths import Path
 from explorer.trajectory import geometry
-from explorer.trajectory.dataset import By, _on_path, _on_steps, _per_sample, feature_dims, mean_and_error, tensor
+from explorer.trajectory.dataset import By, feature_dims, mean_and_error, of_samples, on_path, on_steps, tensor
 from explorer.trajectory.geometry import Guarded, flat
 
 BASIS = "explorer.basis"
@@ -123,7 +123,7 @@ def effective_dimension(ds: xr.Dataset, by: Literal["all"] | None = None, *, pat
         by="all": their means with `<name>_se`, and of all points of all paths about one mean `pooled_participation`,
         `pooled_n90`, `pooled_n99`, `pooled_variance` (component).
     """
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     x = tensor(ds, "x")
     variances = path_spectrum(x)
     shares = variances / variances.sum(dim=1, keepdim=True).clamp_min(torch.finfo(variances.dtype).tiny)
@@ -132,7 +132,7 @@ def effective_dimension(ds: xr.Dataset, by: Literal["all"] | None = None, *, pat
         "n90": (n_components(variances, 0.9).double(), "components for 90 % of the variance"),
         "n99": (n_components(variances, 0.99).double(), "components for 99 % of the variance"),
     }
-    arrays = [_per_sample(ds, key, value, name, "1") for key, (value, name) in numbers.items()]
+    arrays = [of_samples(ds, key, value, name, "1") for key, (value, name) in numbers.items()]
     out = xr.Dataset({a.name: a if by is None else mean_and_error(a)[a.name] for a in arrays})
     rank = {"component": np.arange(1, shares.shape[1] + 1)}
     attrs = {"long_name": "share of the variance", "units": "1"}
@@ -154,9 +154,9 @@ def effective_dimension(ds: xr.Dataset, by: Literal["all"] | None = None, *, pat
 
 def deviation(ds: xr.Dataset, by: By = None, *, path: Path | None = None) -> xr.DataArray | xr.Dataset:
     """Distance from the chord at the start of each step: (sample, step), data units, or its mean by step."""
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     values, clamped = chord_distance(tensor(ds, "x"))
-    return _on_steps(ds, "deviation", Guarded(values[:, :-1], clamped), "distance from the chord", "data unit", by)
+    return on_steps(ds, "deviation", Guarded(values[:, :-1], clamped), "distance from the chord", "data unit", by)
 
 
 def torsion_of(
@@ -167,10 +167,10 @@ def torsion_of(
     Args:
         basis: of three components: measure in it, with a sign; None measures in all dimensions, without.
     """
-    ds = _on_path(ds, path)
+    ds = on_path(ds, path)
     if basis is not None:
         ds = project(ds, basis)
-    return _on_steps(ds, "torsion", torsion(tensor(ds, "x")), "torsion", "rad / data unit", by, 1, slice(1, -2))
+    return on_steps(ds, "torsion", torsion(tensor(ds, "x")), "torsion", "rad / data unit", by, 1, slice(1, -2))
 
 
 def principal_basis(
@@ -187,7 +187,7 @@ def principal_basis(
         `save` and `load` keep it.
     Raises: BadValue for more components than dimensions or points.
     """
-    runs = [_on_path(ds, path) for ds in ([runs] if isinstance(runs, xr.Dataset) else runs)]
+    runs = [on_path(ds, path) for ds in ([runs] if isinstance(runs, xr.Dataset) else runs)]
     if not runs or len({tuple(ds.x.shape[2:]) for ds in runs}) != 1:
         raise BadValue("a shared basis needs runs of one shape.")
     if of not in ("points", "ends"):

@@ -10,7 +10,7 @@ import xarray as xr
 
 from explorer.errors import BadValue
 from explorer.viz.canvas import SIGMA, Backend, canvas
-from explorer.viz.steps import _grids, setting_colors, sigma_spread
+from explorer.viz.steps import draw_grids, setting_colors, sigma_spread
 from explorer.viz.theme import Theme, theme_of
 
 Sigmas = Mapping[str, Sequence[float]]
@@ -43,7 +43,7 @@ def grid_steps(
         heights=heights,
         size=size or (720, 130 + round(210 * sum(heights))),
     )
-    _grids(c.panel(0), arrays, colors, sigma_range, names=True)
+    draw_grids(c.panel(0), arrays, colors, sigma_range, names=True)
     rows = ([-i for i in range(len(arrays))], list(arrays))
     shape = {"log_x": True, "reverse_x": True, "x_range": sigma_range}
     c.panel(0).axes("", "", **shape, y_range=(-len(arrays) + 0.3, 0.7), y_ticks=rows)  # the axis below names both

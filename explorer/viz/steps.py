@@ -74,7 +74,7 @@ def by_step(
             SIGMA if last else "", unit, log_x=True, log_y=log_y, reverse_x=True, x_range=sigma_range, y_range=y_range
         )
     if ticks:
-        _grids(c.panel(len(names)), {k: ds.sigma.values for k, ds in settings.items()}, colors, sigma_range)
+        draw_grids(c.panel(len(names)), {k: ds.sigma.values for k, ds in settings.items()}, colors, sigma_range)
     counts = ", ".join(
         f"n = {ds.attrs['n']}" + (f" ({label})" if len(settings) > 1 else "") for label, ds in settings.items()
     )
@@ -135,11 +135,11 @@ def schedules(
     c = canvas(backend, th, size=size or (720, 110 + 34 * len(grids)))
     arrays = {k: np.asarray(v, dtype=float) for k, v in grids.items()}
     colors = setting_colors(list(grids), th, pinned)
-    _grids(c.panel(), arrays, colors, sigma_range, names=True)
+    draw_grids(c.panel(), arrays, colors, sigma_range, names=True)
     return c.finish(", ".join(f"{name}: {len(v) - 1} steps" for name, v in arrays.items()))
 
 
-def _grids(
+def draw_grids(
     panel: Panel,
     grids: Mapping[str, np.ndarray],
     colors: Mapping[str, str],

@@ -16,7 +16,7 @@ from panel.custom import Child, JSComponent
 _HERE = Path(__file__).parent
 
 
-def _read(*files: str) -> str:
+def contents(*files: str) -> str:
     return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in files)
 
 
@@ -46,8 +46,8 @@ class Top(Pane):
     job = param.Dict(default={})
     hero = param.Dict(default={})
 
-    _esm = _read("lib.js", "top.js")
-    _stylesheets = [_read("base.css", "top.css")]
+    _esm = contents("lib.js", "top.js")
+    _stylesheets = [contents("base.css", "top.css")]
 
 
 class Knobs(Pane):
@@ -56,8 +56,8 @@ class Knobs(Pane):
     data = param.Dict(default={})
     texts = param.Dict(default={})
 
-    _esm = _read("lib.js", "knobs.js")
-    _stylesheets = [_read("base.css", "knobs.css")]
+    _esm = contents("lib.js", "knobs.js")
+    _stylesheets = [contents("base.css", "knobs.css")]
 
 
 class Samples(Pane):
@@ -67,8 +67,8 @@ class Samples(Pane):
     selected = param.Integer(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "samples.js")
-    _stylesheets = [_read("base.css", "samples.css")]
+    _esm = contents("lib.js", "samples.js")
+    _stylesheets = [contents("base.css", "samples.css")]
 
 
 class Steps(Pane):
@@ -79,8 +79,8 @@ class Steps(Pane):
     film = param.Dict(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "steps.js")
-    _stylesheets = [_read("base.css", "steps.css")]
+    _esm = contents("lib.js", "steps.js")
+    _stylesheets = [contents("base.css", "steps.css")]
 
 
 class History(Pane):
@@ -88,8 +88,8 @@ class History(Pane):
 
     data = param.Dict(default={})
 
-    _esm = _read("lib.js", "history.js")
-    _stylesheets = [_read("base.css", "history.css")]
+    _esm = contents("lib.js", "history.js")
+    _stylesheets = [contents("base.css", "history.css")]
 
 
 class Frame(Pane):
@@ -112,5 +112,5 @@ class Shell(Frame):
     steps = Child()
     history = Child()
 
-    _esm = _read("lib.js", "page.js", "shell.js")
-    _stylesheets = [_read("base.css", "page.css", "shell.css")]
+    _esm = contents("lib.js", "page.js", "shell.js")
+    _stylesheets = [contents("base.css", "page.css", "shell.css")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import param
 from panel.custom import Child
 
-from explorer.apps.components import Frame, Pane, _read
+from explorer.apps.components import Frame, Pane, contents
 
 
 class AtlasTop(Pane):
@@ -14,8 +14,8 @@ class AtlasTop(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "atlas_top.js")
-    _stylesheets = [_read("base.css", "atlas.css", "atlas_top.css")]
+    _esm = contents("lib.js", "atlas_top.js")
+    _stylesheets = [contents("base.css", "atlas.css", "atlas_top.css")]
 
 
 class AtlasTable(Pane):
@@ -25,8 +25,8 @@ class AtlasTable(Pane):
     view = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "atlas_table.js")
-    _stylesheets = [_read("base.css", "atlas.css", "atlas_table.css")]
+    _esm = contents("lib.js", "atlas_table.js")
+    _stylesheets = [contents("base.css", "atlas.css", "atlas_table.css")]
 
 
 class AtlasPicture(Pane):
@@ -35,8 +35,8 @@ class AtlasPicture(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "atlas_picture.js")
-    _stylesheets = [_read("base.css", "atlas.css", "atlas_picture.css")]
+    _esm = contents("lib.js", "atlas_picture.js")
+    _stylesheets = [contents("base.css", "atlas.css", "atlas_picture.css")]
 
 
 class AtlasShell(Frame):
@@ -46,5 +46,5 @@ class AtlasShell(Frame):
     table = Child()
     picture = Child()
 
-    _esm = _read("lib.js", "page.js", "atlas_shell.js")
-    _stylesheets = [_read("base.css", "page.css", "atlas_shell.css")]
+    _esm = contents("lib.js", "page.js", "atlas_shell.js")
+    _stylesheets = [contents("base.css", "page.css", "atlas_shell.css")]

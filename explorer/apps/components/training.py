@@ -5,7 +5,7 @@ from __future__ import annotations
 import param
 from panel.custom import Child
 
-from explorer.apps.components import Frame, Pane, _read
+from explorer.apps.components import Frame, Pane, contents
 
 
 class TrainingTop(Pane):
@@ -14,8 +14,8 @@ class TrainingTop(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "training_top.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_top.css")]
+    _esm = contents("lib.js", "training_top.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_top.css")]
 
 
 class TrainingForm(Pane):
@@ -23,8 +23,8 @@ class TrainingForm(Pane):
 
     data = param.Dict(default={})
 
-    _esm = _read("lib.js", "training_form.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_form.css")]
+    _esm = contents("lib.js", "training_form.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_form.css")]
 
 
 class TrainingRuns(Pane):
@@ -32,8 +32,8 @@ class TrainingRuns(Pane):
 
     data = param.Dict(default={})
 
-    _esm = _read("lib.js", "training_runs.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_runs.css")]
+    _esm = contents("lib.js", "training_runs.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_runs.css")]
 
 
 class TrainingStage(Pane):
@@ -44,8 +44,8 @@ class TrainingStage(Pane):
     book_1 = param.Bytes(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_stage.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_stage.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "training_lib.js", "training_stage.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_stage.css")]
 
 
 class TrainingStrips(Pane):
@@ -56,8 +56,8 @@ class TrainingStrips(Pane):
     strip_1 = param.Bytes(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_strips.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_strips.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "training_lib.js", "training_strips.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_strips.css")]
 
 
 class TrainingCurves(Pane):
@@ -66,8 +66,8 @@ class TrainingCurves(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "training_lib.js", "training_curves.js")
-    _stylesheets = [_read("base.css", "panels.css", "training.css", "training_curves.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "training_lib.js", "training_curves.js")
+    _stylesheets = [contents("base.css", "panels.css", "training.css", "training_curves.css")]
 
 
 class TrainingShell(Frame):
@@ -80,5 +80,5 @@ class TrainingShell(Frame):
     strips = Child()
     curves = Child()
 
-    _esm = _read("lib.js", "page.js", "training_shell.js")
-    _stylesheets = [_read("base.css", "page.css", "training_shell.css")]
+    _esm = contents("lib.js", "page.js", "training_shell.js")
+    _stylesheets = [contents("base.css", "page.css", "training_shell.css")]

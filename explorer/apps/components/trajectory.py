@@ -5,7 +5,7 @@ from __future__ import annotations
 import param
 from panel.custom import Child
 
-from explorer.apps.components import Frame, Knobs, Pane, _read
+from explorer.apps.components import Frame, Knobs, Pane, contents
 
 
 class TrajectoryTop(Pane):
@@ -17,8 +17,8 @@ class TrajectoryTop(Pane):
     download = param.Bytes(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "trajectory_top.js")
-    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_top.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "trajectory_top.js")
+    _stylesheets = [contents("base.css", "panels.css", "trajectory.css", "trajectory_top.css")]
 
 
 class TrajectoryStage(Pane):
@@ -35,8 +35,8 @@ class TrajectoryStage(Pane):
     scene_3 = param.Bytes(default=None, allow_None=True)
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "trajectory_stage.js")
-    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_stage.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "trajectory_stage.js")
+    _stylesheets = [contents("base.css", "panels.css", "trajectory.css", "trajectory_stage.css")]
 
 
 class TrajectoryCurves(Pane):
@@ -45,8 +45,8 @@ class TrajectoryCurves(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "trajectory_curves.js")
-    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_curves.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "trajectory_curves.js")
+    _stylesheets = [contents("base.css", "panels.css", "trajectory.css", "trajectory_curves.css")]
 
 
 class TrajectorySide(Pane):
@@ -55,8 +55,8 @@ class TrajectorySide(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "trajectory_side.js")
-    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_side.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "trajectory_side.js")
+    _stylesheets = [contents("base.css", "panels.css", "trajectory.css", "trajectory_side.css")]
 
 
 class TrajectoryFilm(Pane):
@@ -65,14 +65,14 @@ class TrajectoryFilm(Pane):
     data = param.Dict(default={})
     page_id = param.String(default="")
 
-    _esm = _read("lib.js", "trajectory_lib.js", "trajectory_film.js")
-    _stylesheets = [_read("base.css", "panels.css", "trajectory.css", "trajectory_film.css")]
+    _esm = contents("lib.js", "trajectory_lib.js", "trajectory_film.js")
+    _stylesheets = [contents("base.css", "panels.css", "trajectory.css", "trajectory_film.css")]
 
 
 class TrackKnobs(Knobs):
     """All knobs of one sampler, without what only the Sampler Lab pins and copies."""
 
-    _stylesheets = [_read("base.css", "knobs.css", "trajectory_knobs.css")]
+    _stylesheets = [contents("base.css", "knobs.css", "trajectory_knobs.css")]
 
 
 class TrajectoryShell(Frame):
@@ -87,5 +87,5 @@ class TrajectoryShell(Frame):
     open = param.String(default="", doc="Letter of the sampler whose knobs are open.")
     images = param.Boolean(default=False, doc="Whether there are filmstrips.")
 
-    _esm = _read("lib.js", "page.js", "trajectory_shell.js")
-    _stylesheets = [_read("base.css", "page.css", "trajectory_shell.css")]
+    _esm = contents("lib.js", "page.js", "trajectory_shell.js")
+    _stylesheets = [contents("base.css", "page.css", "trajectory_shell.css")]
