@@ -321,7 +321,7 @@ class Reference:
 
     Attributes:
         features: name of the feature space. hash: of its weights.
-        n: number of real samples behind the moments. mean: (D,). cov: (D, D), denominator n - 1.
+        n: number of real samples behind the moments; 0 where their file does not say. mean: (D,). cov: (D, D), denominator n - 1.
         data: what the samples are, e.g. "digits/train".
     The reference is taken as given: distances are to these moments, not to the population they were drawn from.
     `finite_sample_bias(s, reference.root.trace, reference.n)` is what its own finite n adds to a distance.
@@ -336,7 +336,7 @@ class Reference:
 
     def __post_init__(self):
         mean, cov = np.asarray(self.mean, np.float64), _symmetric(self.cov)
-        if mean.shape != (len(cov),) or not np.isfinite(mean).all() or self.n < 2:
+        if mean.shape != (len(cov),) or not np.isfinite(mean).all() or self.n < 0 or self.n == 1:
             raise BadValue(f"reference of n={self.n} samples: mean {mean.shape} and covariance {cov.shape} do not fit.")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "cov", cov)
@@ -414,6 +414,11 @@ class Reference:
             raise BadFile(f"{file} is not a reference saved by Reference.save: {error}") from error
 
 
+def distance_name(features: str) -> str:
+    """How a distance in this feature space is called: "FID" in that of Inception-v3 with the published weights, else "FD"."""
+    return f"{'FID' if features.startswith('inception-v3/') else 'FD'}[{features}]"
+
+
 class Frechet(Metric):
     """Streaming Fréchet distance of generated samples to a fixed reference, corrected for few samples.
 
@@ -437,7 +442,7 @@ class Frechet(Metric):
 
     @property
     def name(self) -> str:
-        return f"FD[{self.features.name}]"
+        return distance_name(self.features.name)
 
     @property
     def n(self) -> int:
