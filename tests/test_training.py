@@ -21,7 +21,7 @@ from explorer.training import (
     read_log,
     train,
 )
-from explorer.training.loop import _Run
+from explorer.training.loop import Run
 from tests.regressions import Regression, Repeat, line, noisy, run, weights
 
 
@@ -191,7 +191,7 @@ def test_minutes_end_the_run_early():
 
 def test_clipping_bounds_the_gradient_that_reaches_the_optimizer():
     method = Regression()
-    state = _Run(method, Plan(1, optimizer=OptimizerPlan(clip=1e-3)))
+    state = Run(method, Plan(1, optimizer=OptimizerPlan(clip=1e-3)))
     seen = []
     state.optimizers["net"].register_step_pre_hook(lambda *_: seen.extend(p.grad.norm() for p in method.parameters()))
     state.one_step(line())

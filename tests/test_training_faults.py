@@ -85,7 +85,7 @@ def hook(event):
     """Call `event` around everything in this process that changes weights or files; weights are also written in halves."""
     import explorer.training.checkpoint as checkpoint
     import explorer.training.weights as kept
-    from explorer.training.loop import _Run
+    from explorer.training.loop import Run
 
     def around(function):
         def called(*args, **kwargs):
@@ -104,7 +104,7 @@ def hook(event):
         Path(file).write_bytes(whole)
         event()
 
-    _Run._backward, _Run._apply = around(_Run._backward), around(_Run._apply)
+    Run._backward, Run._apply = around(Run._backward), around(Run._apply)
     checkpoint.save_file = kept.save_file = halves
     for module, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "write_text")):
         setattr(module, name, around(getattr(module, name)))
