@@ -120,6 +120,38 @@ def test_claims_hold(claim):
     assert verdict.holds, f"{claim.text}: {verdict.measured} against {verdict.threshold:g}; {verdict.text}"
 
 
+def test_the_noise_of_gradients_is_bounded_and_their_bias_falls():
+    """Linear f(x, s) = a(s) x, exact for x0 ~ N(0, sd^2), its gain moved: g = 2 w b x_t (f_t - f_r) with b = a.
+
+    X = x_t and Y = f_t - f_r are jointly normal, so E (XY)^2 = EX^2 EY^2 + 2 (E XY)^2. Draws of the method against that.
+    """
+    sd, n = 0.5, 400_000
+    method = Ingredients(huber=False).training(MLP(1, 4, 1), (1,), sigma_data=sd)
+    noise, bias = [], []
+    for count in (11, 81, 641):
+        levels = karras_levels(count)
+        p, low, high = LogNormalIndex().probabilities(levels), levels[:-1], levels[1:]
+        a, b = (sd / (sd**2 + s**2).sqrt() for s in (low, high))
+        of_data, of_noise = b - a, high * b - low * a  # Y = of_data x0 + of_noise eps
+        covariance = of_data * sd**2 + of_noise * high
+        square = (sd**2 + high**2) * (of_data**2 * sd**2 + of_noise**2) + 2 * covariance**2
+        w = 2 * b / (high - low)
+        bias.append(float((p * w * covariance).sum()))
+        noise.append(float((p * w**2 * square).sum()) - bias[-1] ** 2)
+        pair = method.pair(
+            Batch(sd * torch.randn(n, 1, generator=generator(1), dtype=torch.float64)), count, generator(2)
+        )
+        t, r = pair.t.double(), pair.r.double()
+        gain_t, gain_r = (sd / (sd**2 + s**2).sqrt() for s in (t, r))
+        gap = gain_t * pair.x_t[:, 0] - gain_r * pair.x_r[:, 0]
+        g = 2 * pair.weight.double() * gain_t * pair.x_t[:, 0] * gap
+        spread = (g - g.mean()).square()
+        assert abs(float(g.mean()) - bias[-1]) < 4 * float(g.std()) / math.sqrt(n)
+        assert abs(float(spread.mean()) - noise[-1]) < 4 * float(spread.std()) / math.sqrt(n)
+    assert noise[0] < noise[1] and abs(noise[2] / noise[1] - 1) < 1e-3  # it rises, and it has arrived
+    assert 7 < bias[0] / bias[1] < 9 and 7 < bias[1] / bias[2] < 9  # as 1 / N
+
+
 def test_ports_with_the_positive_sign_train_at_other_levels():
     levels = karras_levels(1281)
     middle = (0.5 * (levels[1:] + levels[:-1])).log()

@@ -147,7 +147,12 @@ def board(bench: Bench) -> Verdict:
 
 
 def noise_of_gradients(bench: Bench, n_batches: int = 40, batch: int = 256) -> Verdict:
-    """Mean squared deviation of minibatch gradients, and squared distance of their mean to that at N = 1281, over one frozen network."""
+    """Mean squared deviation of minibatch gradients, and squared distance of their mean to that at N = 1281, over one frozen network.
+
+    Bias falls as 1 / N. Noise cannot rise for ever: weighed by 1 / gap, f(x_t) - f(x_r) becomes df/dt, and the variance its finite
+    limit. For the exact linear f of a Gaussian, seen by its gain, it is 0.466, 0.483 and 0.483 at N = 11, 81 and 641
+    (tests/test_ict.py). What is held is that both finer grids are noisier than the coarse one.
+    """
     net = bench.model(plane()).inner.net.requires_grad_(True)
     method = Ingredients(huber=False).training(net, (2,), sigma_data=SD)
     data, counts, grads = load_dataset(RING), (11, 81, 641, 1281), {}
@@ -160,13 +165,22 @@ def noise_of_gradients(bench: Bench, n_batches: int = 40, batch: int = 256) -> V
             rows.append(torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(net.parameters()))]).double())
         grads[n] = torch.stack(rows)
     net.requires_grad_(False)
-    variance = {n: float((g - g.mean(0)).square().sum(1).mean()) for n, g in grads.items()}
+    spread = {n: (g - g.mean(0)).square().sum(1) for n, g in grads.items()}
     distance = {n: unbiased_square(g - grads[1281]) for n, g in grads.items() if n < 1281}
-    ratio = variance[641] / variance[11]
-    holds = variance[11] < variance[81] < variance[641] and distance[11] > distance[81] > distance[641]
-    shown = ", ".join(f"{variance[n]:.3g} and {distance[n]:.2g} at N = {n}" for n in distance)
-    measured = Estimate(ratio, 0.0, n_batches * batch, "variance of the gradient at N = 641 over that at 11")
-    return Verdict(holds, measured, 1.0, f"variance, squared bias against N = 1281: {shown}")
+    (to_81, error_81), (to_641, error) = (ratio_of(spread[n], spread[11]) for n in (81, 641))
+    noisier = to_81 > 1 + 2 * error_81 and to_641 > 1 + 2 * error
+    holds = noisier and distance[11] > distance[81] > distance[641]
+    shown = ", ".join(f"{float(spread[n].mean()):.3g} and {distance[n]:.2g} at N = {n}" for n in distance)
+    text = f"variance, squared bias against N = 1281: {shown}; variance at 81 over that at 11: {to_81:.2f} +- {error_81:.2f}"
+    measured = Estimate(to_641, error, n_batches * batch, "variance of the gradient at N = 641 over that at 11")
+    return Verdict(holds, measured, 1.0, text)
+
+
+def ratio_of(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Ratio of two means over the same draws, and its standard error by leaving out one draw at a time."""
+    n = len(a)
+    left = (a.sum() - a) / (b.sum() - b)
+    return float(a.sum() / b.sum()), float(((n - 1) / n * (left - left.mean()).square().sum()).sqrt())
 
 
 def answers(method, pair) -> tuple[Tensor, Tensor]:
@@ -189,7 +203,7 @@ CLAIMS = (
     Claim("the pseudo-Huber loss bounds every sample's gradient by 1", "Sec. 3.3, Eq. 7", bounded, 0.1),
     Claim("weights and index law leave the optimum where it is", "Sec. 3.5", fixed_point, 0.1),
     Claim("an averaged target costs more the more levels there are", "Sec. 3.2", lag, 0.5),
-    Claim("gradients get noisier and less biased as N grows", "Sec. 3.4", noise_of_gradients, 1.0),
+    Claim("on a coarse grid gradients are less noisy and more biased", "Sec. 3.4", noise_of_gradients, 1.0),
     Claim("iCT beats the consistency training of 2023 at equal updates", "Tables 1 to 3", better, 2.0),
     Claim("no ingredient is better left out", "Table 1, Sec. 3", board, 5.0),
 )
