@@ -18,6 +18,7 @@ BUILDERS = {
     "unet": lambda: UNet(**SMALL_UNET),
     "unet-digits": lambda: UNet(**DIGITS_UNET, n_classes=10),
     "unet-rgb16": lambda: UNet(shape=(3, 16, 16), channels=8, mult=(1, 1.5, 2), blocks=(1, 0, 1), n_classes=3),
+    "unet-patch": lambda: UNet(shape=(3, 16, 16), channels=8, mult=(1, 2), blocks=(0, 1), n_classes=3, patch=2),
 }
 
 
@@ -131,6 +132,19 @@ def test_skips_are_named_from_the_bottom_up_and_scaled_in_that_order():
     assert first[:, n:].any() and not scaled[:, n:].any()
 
 
+def test_patches_are_channels_and_nothing_else():
+    """The same weights on an image whose 2x2 squares were folded by hand."""
+    net = stir(BUILDERS["unet-patch"]())
+    inner = UNet(**net.config | {"shape": (12, 8, 8), "patch": 1}).eval()
+    inner.load_state_dict(net.state_dict())
+    x, cond = inputs(net)
+    folded = torch.stack([x[:, c, i::2, j::2] for c in range(3) for i in range(2) for j in range(2)], 1)
+    out, noise = inner(folded, torch.tensor([0.3]), cond), torch.tensor([0.3])
+    for k, (c, i, j) in enumerate((c, i, j) for c in range(3) for i in range(2) for j in range(2)):
+        torch.testing.assert_close(net(x, noise, cond)[:, c, i::2, j::2], out[:, k], rtol=1e-5, atol=1e-5)
+    assert net.skip_names[0] == "4x4_block0" and net.shape == (3, 16, 16)
+
+
 @torch.no_grad()
 def test_only_the_shortcut_sees_a_skip_scale_where_groups_align():
     """The GroupNorm remark of arXiv 2402.15170: groups made of skip channels alone are normalised back."""
@@ -166,6 +180,8 @@ def test_jvp_agrees_with_central_differences(name):
 def test_bad_shapes_and_labels_fail_at_the_door():
     with pytest.raises(BadValue, match="divisible by 4"):
         UNet(shape=(1, 6, 6), mult=(1, 2, 2))
+    with pytest.raises(BadValue, match="patch"):
+        UNet(shape=(1, 8, 9), patch=2)
     with pytest.raises(BadValue, match="one per level"):
         UNet(mult=(1, 2), blocks=(1, 2, 3))
     with pytest.raises(BadValue, match="reads images"):

@@ -16,6 +16,7 @@ from explorer.errors import BadValue, UnknownName
 
 __all__ = [
     "FRACTALS",
+    "SHAPES",
     "SOURCES",
     "TOYS",
     "Batch",
@@ -46,6 +47,7 @@ TEST_SEED = 1
 """Seed of the fixed sample that stands for the test split of a toy; the training split has seed 0."""
 
 
+SHAPES = {"shapes": Shapes(), "shapes32": Shapes(side=32, lit=True)}
 FRACTALS = {
     "fractals": Fractals(),
     "fractals16": Fractals(side=16, chains=256, steps=40),
@@ -56,7 +58,7 @@ FRACTALS = {
 
 def names() -> tuple[str, ...]:
     """Names that `load_dataset` knows and that load at once; `FRACTALS` take time, `SOURCES` need the user's files."""
-    return ("digits", "shapes", *TOYS)
+    return ("digits", *SHAPES, *TOYS)
 
 
 def load_dataset(name: str, split: str = "train", source: str | Path | None = None) -> Dataset:
@@ -76,8 +78,8 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         raise BadValue(f"a source goes with {', '.join(SOURCES)}; for your own files give the path as the name.")
     if name == "digits":
         return digits_dataset(split)
-    if name == "shapes":
-        return shapes_dataset(split)
+    if name in SHAPES:
+        return shapes_dataset(split, SHAPES[name])
     if name in FRACTALS:
         return fractals_dataset(split, FRACTALS[name])
     if name in TOYS:

@@ -75,7 +75,7 @@ class UNet(nn.Module):
         dropout: inside the residual blocks, in training mode only.
         embedding, embedding_scale: features of the noise level and how fast they change, see `Embedding`.
         patch: side of the squares of pixels that are folded into channels before the first convolution and unfolded after the
-            last (Hoogeboom et al. 2023, arXiv 2301.11093, Sec. 3.2); "full resolution", `attention` and `skip_names` then
+            last (as in Hoogeboom, Heek & Salimans 2023, arXiv 2301.11093); "full resolution", `attention` and `skip_names` then
             count squares. 2 makes 32x32 a third cheaper at equal width below, as most of its time goes into full resolution.
 
     Attributes:
