@@ -38,23 +38,23 @@ N = 4096
 LEVELS = (0.02, 0.25, 0.5, 0.75, 0.98)
 
 
-def student(a: float = 4.0, exact: Exact = RING, name: str = "ring") -> Recipe:
-    """2-RF of an exact 1-RF with L2 loss; a = 0 is uniform times."""
-    optimizer = OptimizerPlan(lr=2e-3, warmup_images=25_000, decay="cosine")
-    plan = Plan(
-        2500 if exact == RING else 1500, 512, optimizer=optimizer, emas=(EmaPlan(half_life=30_000),), tick_steps=500
-    )
-    sd = exact.dataset().sigma_data
+def student(a: float = 4.0) -> Recipe:
+    """2-RF of the exact 1-RF of the ring with L2 loss; a = 0 is uniform times."""
+    return straightened(f"ring-2rf-a{a:g}", RING, 2500, a=a)
+
+
+def straightened(name: str, exact: Exact, steps: int, *, a: float = 4.0, width=64, depth=3, lr=2e-3) -> Recipe:
+    optimizer = OptimizerPlan(lr=lr, warmup_images=25_000, decay="cosine")
     return pairwise(
-        f"{name}-2rf-a{a:g}",
+        name,
         "8gaussians",
-        lambda data: MLP(2, width=64, depth=3),
-        plan,
+        lambda data: MLP(2, width=width, depth=depth),
+        Plan(steps, 512, optimizer=optimizer, emas=(EmaPlan(half_life=30_000),), tick_steps=500),
         teacher=None,
         pairs=PairsOf(exact, FINE, 20_000),
         a=a,
         loss="l2",
-        sigma_data=sd,
+        sigma_data=exact.dataset().sigma_data,
     )
 
 
@@ -211,13 +211,18 @@ def chord_is_biased(bench: Bench) -> Verdict:
 GAUSSIAN = Exact(((1.0, -0.5),), 0.6)
 
 
+def of_gaussian() -> Recipe:
+    """A wider network, twice the steps: the claims ask it for one or two per cent."""
+    return straightened("gaussian-2rf-128x4", GAUSSIAN, 5000, width=128, depth=4, lr=1e-3)
+
+
 def gaussian_pairs(bench: Bench) -> Verdict:
     """One Euler step of a flow trained on pairs (z, m + s z): mean and covariance of its samples.
 
     The step begins at t = 1 - 1e-5 as in the paper, where the network reads ln(sigma) / 4 = 2.9 and one training time in fifty thousand
     lies beyond. The words tell what the same network does from t = 0.99.
     """
-    model, seeds = bench.model(student(4.0, GAUSSIAN, "gaussian")), seeds_of(bench, 20_000)
+    model, seeds = bench.model(of_gaussian()), seeds_of(bench, 20_000)
     noise = seeds.normal((2,))
     m, s = torch.tensor(GAUSSIAN.means[0], dtype=torch.float64), GAUSSIAN.std
     # Against the same noise under the exact map, so that the 2 % are not the sampling error of 20 000 points.
@@ -239,7 +244,7 @@ def gaussian_pairs(bench: Bench) -> Verdict:
 
 def inverts(bench: Bench) -> Verdict:
     """Data to noise by one Euler step from t = 1e-3, back by one: what is lost."""
-    model = bench.model(student(4.0, GAUSSIAN, "gaussian"))
+    model = bench.model(of_gaussian())
     data = GAUSSIAN.mixture.sample(2000, torch.Generator().manual_seed(bench.seed))[0]
     path = Linear()
     with torch.no_grad():
