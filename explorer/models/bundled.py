@@ -26,6 +26,7 @@ from explorer.files import write_atomic
 from explorer.models.base import Model, Oracle, Preconditioned
 from explorer.models.flow_maps import ConsistencyModel
 from explorer.nets.dit import DiT
+from explorer.nets.edm2_unet import EDM2UNet
 from explorer.nets.edm_unet import EDMUNet
 from explorer.nets.features import FeatureNet
 from explorer.nets.mlp import MLP
@@ -34,7 +35,7 @@ from explorer.process import paths, precondition
 from explorer.process.oracles import GaussianMixture
 
 BUILDABLE: dict[str, dict[str, type]] = {
-    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, DiT, FeatureNet)},
+    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, EDM2UNet, DiT, FeatureNet)},
     "path": {c.__name__: c for c in (paths.EDM, paths.VP, paths.CosineVP, paths.Linear, paths.Trig)},
     "precondition": {
         c.__name__: c
