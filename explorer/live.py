@@ -17,8 +17,20 @@ from torch import Tensor
 
 from explorer.data import TOYS, Dataset, load_dataset
 from explorer.errors import BadValue, NonFinite, UnknownName
-from explorer.metrics import Estimate, ExactW2, FeatureSpace, Frechet, Metric, Reference, SlicedW2, feature_space, kid
+from explorer.metrics import (
+    Estimate,
+    ExactW2,
+    FeatureSpace,
+    Frechet,
+    Metric,
+    SlicedW2,
+    feature_space,
+    kid,
+    precision,
+    recall,
+)
 from explorer.metrics.features import points_space
+from explorer.metrics.references import CLASSIFIERS, reference_for
 from explorer.models import bundled
 from explorer.models.base import Denoiser
 from explorer.process import Linear, Path
@@ -294,7 +306,7 @@ def data_of(name: str) -> str:
 
 def frechet(features: FeatureSpace, data: Dataset) -> Metric:
     """Fréchet distance to the training split, bias-corrected."""
-    return Frechet(features, Reference.of(features, data.x, data=f"{data.name}/train"))
+    return Frechet(features, reference_for(features, data))
 
 
 def kernel_distance(features: FeatureSpace, data: Dataset) -> Metric:
@@ -312,11 +324,23 @@ def exact(features: FeatureSpace, data: Dataset) -> Metric:
     return ExactW2(features, _held_out(data)[:1000])
 
 
+def realism(features: FeatureSpace, data: Dataset) -> Metric:
+    """Precision: share of samples within the nearest-neighbour manifold of the data."""
+    return precision(features, data.x[:N_REAL])
+
+
+def completeness(features: FeatureSpace, data: Dataset) -> Metric:
+    """Recall: share of the data within the nearest-neighbour manifold of the samples."""
+    return recall(features, data.x[:N_REAL])
+
+
 METRICS: dict[str, Callable[[FeatureSpace, Dataset], Metric]] = {
     "fd": frechet,
     "kid": kernel_distance,
     "sw2": sliced,
     "w2": exact,
+    "precision": realism,
+    "recall": completeness,
 }
 
 
@@ -326,18 +350,16 @@ def metric_for(model: Denoiser, metric: str | None = None, *, data: str | None =
     Args:
         metric: one of METRICS; by default "sw2" for points and "fd" for images.
         data: name of the data set; by default the one the model was made from.
-        features: name of the feature space; by default "digits-cnn" for digits, "xy" for points, else "pixels".
+        features: name of the feature space; by default of the data set's classifier, "xy" for points, else "pixels".
     """
     if metric is not None and metric not in METRICS:
         raise UnknownName("metric", metric, METRICS)
     shape, real = tuple(model.shape), load_dataset(data or data_of(model.name))
     if shape != real.shape:
         raise BadValue(f"{model.name or 'the model'} makes samples of shape {shape}, {real.name} has {real.shape}.")
-    if len(shape) == 1:
-        space = points_space(shape[0])
-    else:
-        space = feature_space(features or ("digits-cnn" if real.name == "digits" else "pixels"), shape)
-    return METRICS[metric or ("sw2" if len(shape) == 1 else "fd")](space, real)
+    flat = len(shape) == 1
+    space = points_space(shape[0]) if flat else feature_space(features or CLASSIFIERS.get(real.name, "pixels"), shape)
+    return METRICS[metric or ("sw2" if flat else "fd")](space, real)
 
 
 def _held_out(data: Dataset) -> Tensor:

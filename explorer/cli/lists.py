@@ -11,7 +11,7 @@ from explorer.cli.options import Json, starting
 from explorer.cli.output import emit, first_line, measured, table
 from explorer.errors import UnknownName
 
-LISTED = ("models", "data", "solvers", "grids", "metrics", "papers")
+LISTED = ("models", "data", "solvers", "grids", "metrics", "protocols", "papers")
 
 
 def list_(
@@ -20,7 +20,7 @@ def list_(
     ],
     as_json: Json = False,
 ) -> None:
-    """List what there is: models, data, solvers, grids, metrics or papers.
+    """List what there is: models, data, solvers, grids, metrics, protocols or papers.
 
     Examples:
       explorer list models
@@ -110,3 +110,12 @@ def rows_of_metrics() -> list[dict]:
     from explorer.live import METRICS
 
     return [{"name": name, "about": first_line(make)} for name, make in METRICS.items()]
+
+
+def rows_of_protocols() -> list[dict]:
+    from explorer.metrics.protocols import PROTOCOLS
+
+    return [
+        {"name": p.name, "n": p.n, "blocks": p.n_blocks, "rounding": p.rounding, "resize": p.resize, "about": p.about}
+        for p in PROTOCOLS.values()
+    ]

@@ -23,6 +23,7 @@ from explorer.cli.options import (
     device_named,
 )
 from explorer.cli.output import counted, emit, note, progress
+from explorer.cli.protocols import InceptionFile, ProtocolName, ReferenceFile, StateFolder, eval_protocol
 from explorer.errors import BadFile, BadValue
 
 if TYPE_CHECKING:
@@ -99,18 +100,34 @@ def eval_(
     data: DataName = None,
     features: FeatureName = None,
     sampler_file: SamplerFile = None,
+    protocol: ProtocolName = None,
+    inception: InceptionFile = None,
+    reference: ReferenceFile = None,
+    state: StateFolder = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
     *,
     given: dict,
 ) -> None:
-    """Measure a sampler: a metric of n samples, with its standard error.
+    """Measure a sampler: a metric of n samples, with its standard error; or FID as a published implementation has it.
 
     Examples:
       explorer eval digits --sampler heun --steps 18 --n 2000
       explorer eval digits --steps 5 --guidance 2 --json
+      explorer eval digits --protocol edm --features digits-cnn --n 2000
+      torchrun --nproc-per-node 8 -m explorer eval MODEL --protocol edm --n 50000 --reference cifar10-32x32.npz
     """
+    if protocol is not None:
+        if metric is not None:
+            raise BadValue("--protocol is a Fréchet distance: leave out --metric.")
+        files = dict(inception=inception, reference=reference, state=state, sampler_file=sampler_file)
+        options = dict(data=data, features=features, batch=batch, device=device, as_json=as_json, given=given)
+        eval_protocol(model, n, protocol, **files, **options)
+        return
+    for name, value in (("inception", inception), ("reference", reference), ("state", state)):
+        if value is not None:
+            raise BadValue(f"--{name} belongs to --protocol: name one, such as --protocol edm.")
     from explorer.live import metric_for, quality
     from explorer.models.bundled import card
 

@@ -89,7 +89,11 @@ def weights_hash(net: nn.Module) -> str:
 
 
 def feature_space(name: str, shape: tuple[int, ...] | None = None) -> FeatureSpace:
-    """A feature space by name: "xy" (2-D points), "pixels" (needs the shape of a sample), or a bundled classifier."""
+    """A feature space by name: "xy" (2-D points), "pixels" (needs the shape of a sample), a bundled classifier, or a large network.
+
+    "inception" is Inception-v3 under EDM's protocol; `explorer.metrics.inception` has the other protocols, and takes the weights from a
+    file. "dinov2" and "clip" need timm and open_clip.
+    """
     if name == "xy":
         return points_space(2)
     if name == "pixels":
@@ -98,6 +102,15 @@ def feature_space(name: str, shape: tuple[int, ...] | None = None) -> FeatureSpa
         return pixel_space(shape)
     if name not in FEATURE_SPACES:
         raise UnknownName("feature space", name, FEATURE_SPACES)
+    if name == "inception":
+        from explorer.metrics.inception import load_inception
+        from explorer.metrics.protocols import protocol
+
+        return load_inception().space(protocol("edm"))
+    if name in ("dinov2", "clip"):
+        from explorer.metrics import pretrained
+
+        return pretrained.dinov2_space() if name == "dinov2" else pretrained.clip_space()
     from explorer.models.bundled import load_features
 
     net = load_features(name)
@@ -108,4 +121,8 @@ FEATURE_SPACES = {
     "xy": "points of the plane as they are",
     "pixels": "flattened pixels",
     "digits-cnn": "32 pooled features of the bundled digits classifier",
+    "shapes32-cnn": "32 pooled features of the bundled classifier of lit shapes",
+    "inception": "2048 pooled features of Inception-v3, whose weights the user gives: FID",
+    "dinov2": "1024 features of DINOv2 (timm)",
+    "clip": "768 features of CLIP (open_clip)",
 }

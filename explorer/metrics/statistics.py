@@ -54,7 +54,7 @@ def read_statistics(file: str | os.PathLike, space: FeatureSpace, *, n: int = 0,
                 reference = Reference.of(space, _pictures(file, archive, arrays["arr_0"]), data=data or file.stem)
             else:
                 raise BadFile(
-                    f"{file} holds {', '.join(sorted(arrays)[:6]) or 'nothing'}; statistics are mu and sigma, and a batch of pictures arr_0."
+                    f"{file} holds {', '.join(sorted(arrays)[:6]) or 'nothing'}; statistics are mu and sigma, pictures arr_0."
                 )
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         if isinstance(error, BadFile):
