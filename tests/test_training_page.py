@@ -135,7 +135,7 @@ def test_start_watch_pause_stop_resume_keep(desk, runs):
     for _ in course:
         pass
     page.until(lambda: panel()["state"] == "stopped")
-    assert panel()["acts"] == ["resume", "again"]
+    assert panel()["acts"] == ["resume", "again", "remove"]
     page.send("resume", name=files.name)
     assert page.hand.started == [files, files] or page.hand.started[1].name == files.name
     process.work(files)
@@ -145,6 +145,28 @@ def test_start_watch_pause_stop_resume_keep(desk, runs):
     assert "Kept as edm-toy-8gaussians" in page.lab.top.data["notice"]
     page.until(lambda: "model=edm-toy-8gaussians" in page.lab.shell.link)  # the other pages open it
     assert page.lab.runs.data["runs"][0]["kept"] and page.store.error is None
+
+
+def test_a_run_is_removed_and_put_back_as_it_was(desk, runs):
+    files, other = (done(runs, name) for name in ("a", "b"))
+    weights = {path.name: path.read_bytes() for path in files.path.rglob("*.safetensors")}
+    page = desk("training?run=a&beside=b")
+    page.until(lambda: page.lab.top.data["shown"] == ["a", "b"])
+    page.send("remove", name="a")
+    assert "removed" in page.lab.top.data["notice"] and page.lab.top.data["undo"] and not files.path.exists()
+    page.until(lambda: [run["name"] for run in page.lab.runs.data["runs"]] == ["b"])
+    assert page.store.shown == ["b", ""]
+    page.send("put-back")
+    page.until(lambda: {run["name"] for run in page.lab.runs.data["runs"]} == {"a", "b"})
+    page.until(lambda: page.store.shown[0] == "a" and page.lab.stage.data["panels"][0]["state"] == "done")
+    assert weights == {path.name: path.read_bytes() for path in files.path.rglob("*.safetensors")}
+    assert not page.lab.top.data["undo"] and page.store.error is None
+    page.send("put-back")
+    assert "no run was removed" in page.error
+    with other.lock():
+        other.say(state="running", step=1)
+        page.send("remove", name="b")
+        assert "stop it before" in page.error and other.path.is_dir()
 
 
 def test_pictures_come_once_and_in_order_and_again_when_a_run_takes_them_back(desk, runs):
@@ -251,8 +273,12 @@ def test_failed_and_killed_runs_say_what_happened_and_what_to_do(desk, runs):
     page = desk("training?run=bad&beside=gone")
     page.until(lambda: len(page.lab.stage.data["panels"]) == 2 and page.lab.stage.data["panels"][1].get("error"))
     failed, killed = page.lab.stage.data["panels"]
-    assert "non-finite" in failed["error"]["text"] and failed["acts"] == ["resume", "slower", "again"]
-    assert "killed" in killed["error"]["text"] and killed["acts"] == ["resume", "again"] and killed["state"] == "killed"
+    assert "non-finite" in failed["error"]["text"] and failed["acts"] == ["resume", "slower", "again", "remove"]
+    assert (
+        "killed" in killed["error"]["text"]
+        and killed["acts"] == ["resume", "again", "remove"]
+        and killed["state"] == "killed"
+    )
     page.send("slower", name="bad")
     assert page.store.changes["lr"] == 5e29 and page.hand.started[-1].request["changes"]["lr"] == 5e29
     page.send("again", name="gone")

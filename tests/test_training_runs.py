@@ -444,6 +444,7 @@ def test_the_command_lists_and_tells(runs):
         (["runs", "a", "pause"], "nothing is running"),
         (["runs", "b"], "no run"),
         (["runs", "a", "dance"], "told to"),
+        (["runs", "gone", "remove"], "no run"),
     ):
         out = run(app, words)
         assert out.exit_code == 2 and expected in out.output
@@ -451,3 +452,8 @@ def test_the_command_lists_and_tells(runs):
     gone.say(state="running", step=1)
     with gone.lock():
         assert run(app, ["runs", "gone", "stop"]).exit_code == 0 and gone.wanted == "stop"
+    for k in range(2):  # of one name, none takes the place of the other
+        assert run(app, ["runs", "a", "remove"]).exit_code == 0 and not files.path.exists()
+        assert (files.path.parent / ".removed" / ("a", "a-2")[k] / "log.jsonl").is_file()
+        done(runs, "a")
+    assert "mine" in bundled.names(), "a kept model stays"

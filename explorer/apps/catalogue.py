@@ -15,7 +15,8 @@ from explorer.models import bundled
 from explorer.models.base import Model
 from explorer.sampling import device_of
 
-KEPT = "Kept from your runs"
+POINTS, EXACT, KEPT = "Points in the plane", "Exact, no network", "Kept from your runs"
+WORDS = {"uncond": "unconditional", "early": "stopped early"}
 _lock = threading.Lock()
 
 
@@ -43,14 +44,28 @@ def groups() -> list[dict]:
 
 @lru_cache(maxsize=4)
 def _groups(names: tuple[str, ...], stamp: tuple) -> list[dict]:
-    kinds: dict[str, list[dict]] = {"Digits, 8 × 8": [], "Points in the plane": [], "Exact, no network": [], KEPT: []}
+    kinds: dict[str, list[dict]] = {}
     for name in names:
-        card = bundled.card(name)
-        exact, flat = card["kind"] == "oracle", len(card.get("shape", ())) == 1
-        group = "Exact, no network" if exact else "Points in the plane" if flat else "Digits, 8 × 8"
-        group = KEPT if card.get("run") else group
-        kinds[group].append({"name": name, "title": title(name)})
-    return [{"title": kind, "items": items} for kind, items in kinds.items() if items]
+        kinds.setdefault(_group(name), []).append({"name": name, "title": title(name)})
+    last = {
+        kind: place for place, kind in enumerate((POINTS, EXACT, KEPT), 1)
+    }  # images come first, in the order of their names
+    order = sorted(kinds, key=lambda kind: last.get(kind, 0))
+    return [{"title": kind, "items": kinds[kind]} for kind in order]
+
+
+def _group(name: str) -> str:
+    """The heading a model stands under: "Shapes, 32 × 32, colour"."""
+    card = bundled.card(name)
+    shape = card.get("shape", ())
+    if card.get("run"):
+        return KEPT
+    if card["kind"] == "oracle":
+        return EXACT
+    if len(shape) != 3:
+        return POINTS
+    colours, height, width = shape
+    return f"{data_of(name).rstrip('0123456789').capitalize()}, {height} × {width}{', colour' if colours == 3 else ''}"
 
 
 def title(name: str) -> str:
@@ -58,8 +73,17 @@ def title(name: str) -> str:
     rest, data = name.removeprefix("toy-").removeprefix("oracle-"), data_of(name)
     if not rest.startswith(data):
         return name
-    words = {"digits": "class-conditional", "digits-uncond": "unconditional"}.get(name, rest[len(data) :].strip("-"))
-    return f"{data} / {words or ('exact' if name.startswith('oracle-') else 'trained')}"
+    card, words = bundled.card(name), rest[len(data) :].strip("-")
+    if not words:
+        trained = (
+            "trained"
+            if len(card.get("shape", ())) < 3
+            else "class-conditional"
+            if card.get("n_classes")
+            else "unconditional"
+        )
+        words = "exact" if card["kind"] == "oracle" else trained
+    return f"{data} / {WORDS.get(words, words)}"
 
 
 def model(name: str) -> Model:

@@ -11,7 +11,7 @@ from explorer.cli.options import Json
 from explorer.cli.output import emit, table
 from explorer.errors import BadValue
 
-ACTS = ("pause", "resume", "stop", "keep")
+ACTS = ("pause", "resume", "stop", "keep", "remove")
 
 
 def runs(
@@ -23,7 +23,9 @@ def runs(
     model: Annotated[str | None, typer.Option("--as", help="keep: name of the model. Default: the run's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List trainings with state, time left and last quality; pause, resume or stop one, or keep its model.
+    """List trainings with state, time left and last quality; pause, resume or stop one, keep its model, or remove it.
+
+    A removed run is moved to the folder .removed among the runs; delete it there, or move it back.
 
     Examples:
       explorer runs
@@ -80,12 +82,15 @@ def row_of(card) -> dict:
 
 def _tell(files, act: str, model: str | None) -> str:
     """Does it, and says what was done."""
+    from explorer.apps.training.folder import remove
     from explorer.apps.training.kept import free_name, keep
     from explorer.apps.training.launch import Launcher, halt
 
     if act == "keep":
         file = keep(files, model or free_name(files.name))
         return f"{file}: every page and command finds it as {file.stem}"
+    if act == "remove":
+        return f"{files.name} lies in {remove(files)} now; delete it there, or move it back"
     if act != "resume":
         halt(files, act)
         return f"{files.name}: told to {act}"

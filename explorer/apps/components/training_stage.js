@@ -114,10 +114,10 @@ function makeBook(spot, settings) {
   return { node: whole, veil, take, clear, open, draw, get pages() { return book?.pages ?? []; }, get run() { return book?.run ?? ""; } };
 }
 
-const WORDS = { pause: "Pause", resume: "Resume", stop: "Stop", again: "Again", slower: "Halve lr" };
+const WORDS = { pause: "Pause", resume: "Resume", stop: "Stop", again: "Again", remove: "Remove", slower: "Halve lr" };
 const TITLES = {
   pause: "Wait; the process keeps everything in memory (p)", resume: "Go on (p)", stop: "End the process, with a checkpoint to resume from",
-  again: "Put this run's numbers into the form", slower: "Start it anew with half the learning rate",
+  again: "Put this run's numbers into the form", remove: "Move this run out of sight; it can be put back", slower: "Start it anew with half the learning rate",
 };
 
 /** One run: what it does, its pictures, its number, and what can be done with it. */

@@ -46,7 +46,8 @@ export function render({ model, el }) {
     beside.hidden = d.runs.length < 2;
     for (const button of axes) button.setAttribute("aria-pressed", button.dataset.by === d.by);
     notice.hidden = !d.notice;
-    notice.replaceChildren(h("span", {}, d.notice || ""), h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
+    notice.replaceChildren(h("span", {}, d.notice || ""),
+      ...(d.undo ? [h("button", { class: "btn", type: "button", "data-act": "put-back", onclick: () => send({ type: "put-back" }) }, "Put it back")] : []), h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
     failure.hidden = !d.error;
     if (d.error) {
       const details = h("button", { class: "btn", type: "button", onclick: async () => { await navigator.clipboard.writeText(d.error.details); details.textContent = "copied"; } }, "copy details");

@@ -61,6 +61,8 @@ class TrainingLab(Lab):
             "stop": lambda m: store.tell(str(m["name"]), "stop"),
             "resume": lambda m: store.resume(str(m["name"])),
             "keep": lambda m: store.keep(str(m["name"])),
+            "remove": lambda m: store.remove(str(m["name"])),
+            "put-back": lambda m: store.put_back(),
             "again": lambda m: store.again(str(m["name"])),
             "slower": lambda m: (store.again(str(m["name"]), slower=True), store.begin()),
             "show": lambda m: store.show(str(m["name"]), int(m.get("slot", 0))),

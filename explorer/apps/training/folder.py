@@ -10,6 +10,8 @@ The process that trains and the pages that watch it share nothing but the run's 
     measures.jsonl  quality as training goes
     previews/       samples from the averaged weights at fixed noise, one safetensors file each
     model/          the weights that were measured last, with their card
+
+A run that is removed lies in the folder `.removed` among the runs until that is deleted by hand.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ ACTIVE = ("starting", "preparing", "running", "paused", "measuring")
 
 STATES = (*ACTIVE, "done", "stopped", "failed", "killed", "unwatched")
 WANTS = ("run", "pause", "stop")
+REMOVED = ".removed"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 STALE = 300.0  # seconds without a sign of life that a process may take to start, on a machine with other work
 SPARE_BYTES = 4096  # kept on disk for the last words of a run whose disk is full
@@ -195,6 +198,40 @@ class RunFiles:
                 stream.write(json.dumps(row) + "\n")
         except OSError as problem:
             raise BadFile(f"{self.measures} could not be written: {problem}.") from None
+
+
+def remove(files: RunFiles) -> Path:
+    """Moves a run out of sight, into the folder `.removed` beside it, and returns where it lies now.
+
+    Raises:
+        BadValue: a process trains it; BadFile: it cannot be moved.
+    """
+    if files.status()["state"] in ACTIVE:
+        raise BadValue(f"{files.name} is {files.status()['state']}: stop it before you remove it.")
+    aside = files.path.parent / REMOVED
+    target = aside / new_name(files.name, aside)
+    return _moved(files.path, target)
+
+
+def put_back(path: Path) -> str:
+    """Moves a removed run back among the others and returns its name.
+
+    Raises:
+        BadValue: it is not there any more; BadFile: it cannot be moved.
+    """
+    if not path.is_dir():
+        raise BadValue(f"{path} is not there any more.")
+    folder = path.parent.parent
+    return _moved(path, folder / new_name(path.name, folder)).name
+
+
+def _moved(path: Path, target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, target)
+    except OSError as problem:
+        raise BadFile(f"{path} could not be moved to {target}: {problem.strerror or problem}.") from None
+    return target
 
 
 def listed(folder: Path | None = None) -> list[str]:

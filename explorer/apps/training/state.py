@@ -15,7 +15,7 @@ from typing import Any
 from explorer.apps import settings
 from explorer.apps.store import Store
 from explorer.apps.training import choices, kept
-from explorer.apps.training.folder import RunFiles, new_name, root
+from explorer.apps.training.folder import RunFiles, new_name, put_back, remove, root
 from explorer.apps.training.launch import Launcher, halt
 from explorer.apps.training.reading import Card, History, Reader
 from explorer.apps.worker import Failure, Worker
@@ -45,6 +45,7 @@ class Trainings(Store):
         by: what the curves run along, "images" or "seconds".
         extra: what the fourth curve shows: "straightness", or a number of the log.
         cards: all runs, newest first.
+        removed: where the run lies that was removed last; None when there is nothing to put back.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Trainings(Store):
         self.by, self.extra = "images", EXTRA
         self.cards: list[Card] = []
         self.histories: dict[str, History] = {}
+        self.removed: Path | None = None
         self.asked = ""  # the run that this page has started and not seen yet
         self._reader = Reader(folder)
         self._eye: threading.Thread | None = None
@@ -187,6 +189,29 @@ class Trainings(Store):
         self.error = None
         self._look()
         self.changed("state", "view")
+
+    def remove(self, name: str) -> None:
+        """Moves a run that has ended out of sight; `put_back` brings it back."""
+        self.removed = remove(self.files(name))
+        self.shown = [other for other in self.shown if other != name]
+        self.shown += [""] * (2 - len(self.shown))
+        self.notice = f"{name} was removed; it lies in {self.removed} until you delete it there."
+        self.error = None
+        self._look()
+        self.changed("state", "shown", "view")
+
+    def put_back(self) -> None:
+        """Brings back the run that was removed last, and looks at it."""
+        if self.removed is None:
+            raise BadValue("no run was removed on this page.")
+        name, self.removed = put_back(self.removed), None
+        self.shown[0], self.asked, self.notice = name, name, ""
+        self._look()
+        self.changed("state", "shown", "view")
+
+    def dismiss(self) -> None:
+        self.removed = None
+        super().dismiss()
 
     def show(self, name: str, slot: int = 0) -> None:
         """Looks at a run as A (slot 0) or beside it as B."""

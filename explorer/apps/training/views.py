@@ -48,6 +48,7 @@ def top_data(store: Trainings) -> dict:
         "shown": list(store.shown),
         "by": store.by,
         "notice": store.notice,
+        "undo": store.removed is not None,
         "error": None if error is None else {"text": error.text, "details": error.details},
         "texts": store.texts(),
     }
@@ -252,7 +253,7 @@ def _hero(store: Trainings, card: Card) -> dict | None:
         return None
     e = Estimate.from_dict(found["estimate"])
     value, error = parts(e)
-    dim = 0 if e.name.endswith("[xy]") else 32 if "digits-cnn" in e.name else 0
+    dim = 0 if e.name.endswith("[xy]") else 32 if "-cnn]" in e.name else 0
     return {
         "name": e.name,
         "value": value,
@@ -282,8 +283,8 @@ def _acts(card: Card) -> list[str]:
         out.append("resume")
     if card.state == "failed" and (card.status.get("error") or {}).get("kind") == "nan":
         out.append("slower")
-    if card.state not in ACTIVE and card.request:
-        out.append("again")
+    if card.state not in ACTIVE:
+        out += ["again", "remove"] if card.request else ["remove"]
     return out
 
 
