@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from explorer.data import Dataset
 from explorer.errors import BadFile, BadValue
 from explorer.metrics.features import FeatureSpace
-from explorer.metrics.frechet import Reference
+from explorer.metrics.frechet import Moments, Reference
 from explorer.models import bundled
 
 CLASSIFIERS = {"digits": "digits-cnn", "shapes32": "shapes32-cnn"}
@@ -30,15 +31,19 @@ def reference_for(features: FeatureSpace, data: Dataset) -> Reference:
     return Reference.of(features, _batches(data), data=name)
 
 
-def reference_entry(features: FeatureSpace, data: Dataset) -> dict[str, Any]:
-    """The same for a classifier's card, as plain JSON: data, n, mean (D,), upper triangle of the covariance, row by row."""
-    found = Reference.of(features, _batches(data), data=_split(data))
+def reference_entry(space: FeatureSpace, features: Tensor, *, data: str) -> dict[str, Any]:
+    """Moments of features (N, D) for their classifier's card, as plain JSON: `covariance` is the upper triangle, row by row.
+
+    Args:
+        data: what the samples are, as "digits/train".
+    """
+    moments = Moments.of(features)
     return {
-        "data": found.data,
-        "n": found.n,
-        "checksum": found.hash,
-        "mean": found.mean.tolist(),
-        "covariance": found.cov[np.triu_indices(found.dim)].tolist(),
+        "data": data,
+        "n": moments.n,
+        "checksum": space.hash,
+        "mean": moments.mean.tolist(),
+        "covariance": moments.cov[np.triu_indices(space.dim)].tolist(),
     }
 
 

@@ -26,6 +26,7 @@ class FeatureNet(nn.Module):
         width: channels at full resolution; doubled at half resolution.
         n_features: length of the feature vector.
         dropout: in training mode only, on the maps before the last convolution and on the features.
+        patch: side of the squares of pixels that are folded into channels first; "full resolution" then counts squares.
 
     Attributes:
         config: the constructor's arguments as plain JSON.
@@ -38,20 +39,26 @@ class FeatureNet(nn.Module):
         width: int = 32,
         n_features: int = 32,
         dropout: float = 0.0,
+        patch: int = 1,
     ):
         super().__init__()
         n_colours, height, columns = shape
-        if height % 2 or columns % 2:
-            raise BadValue(f"the classifier needs an even height and width, got {height}x{columns}.")
+        if patch < 1 or height % (2 * patch) or columns % (2 * patch):
+            raise BadValue(
+                f"the classifier needs a height and width divisible by {2 * max(patch, 1)} (twice the patch, {patch}), got "
+                f"{height}x{columns}."
+            )
         self.config = {
             "shape": list(shape),
             "n_classes": n_classes,
             "width": width,
             "n_features": n_features,
             "dropout": dropout,
+            "patch": patch,
         }
         self.shape, self.n_classes, self.n_features = tuple(shape), n_classes, n_features
-        self.stem = nn.Conv2d(n_colours, width, 3, padding=1)
+        self.patch = patch
+        self.stem = nn.Conv2d(n_colours * patch**2, width, 3, padding=1)
         self.norm1 = nn.GroupNorm(8, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm2 = nn.GroupNorm(8, width)
@@ -68,6 +75,7 @@ class FeatureNet(nn.Module):
         """(B, n_features) from images (B, C, H, W) in [-1, 1]."""
         if x.shape[1:] != self.shape:
             raise BadValue(f"this classifier reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
+        x = x if self.patch == 1 else F.pixel_unshuffle(x, self.patch)
         h = F.silu(self.norm1(self.stem(x.contiguous(memory_format=torch.channels_last))))
         h = F.silu(self.norm2(h + self.conv1(h)))
         h = F.silu(self.norm3(self.conv2(h)))

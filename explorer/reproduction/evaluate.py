@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.data import Dataset
+from explorer.data import SHAPES, Dataset, Shapes
 from explorer.metrics.base import Estimate
 from explorer.metrics.features import FeatureSpace, feature_space, pixel_space, points_space
 from explorer.metrics.frechet import Frechet, Reference, frechet_from_samples
 from explorer.metrics.kernel import energy_distance
 from explorer.metrics.neighbours import Memorisation
 from explorer.metrics.points import ExactW2
+from explorer.metrics.readback import CLEAN, read_back
+from explorer.metrics.references import CLASSIFIERS, reference_for
 from explorer.models.base import Model
 from explorer.sampling.samplers import Sampler, sample
 from explorer.sampling.seeds import Seeds
@@ -27,8 +29,7 @@ from explorer.sampling.seeds import Seeds
 FIRST_SEED = 1_000_000
 """Cards are measured on seeds from here on; training and the dashboard's default seeds stay below."""
 
-CLASSIFIERS = {"digits": "digits-cnn"}
-"""Feature space and classifier of each labelled image data set."""
+N_IMAGES = 10_000
 
 
 def evaluate(
@@ -38,20 +39,22 @@ def evaluate(
 
     Args:
         model: on any device; samples come from seeds never used in training.
-        train, test: both splits; each of the `draws` sets of samples has the size of the test split.
+        train, test: both splits; each of the `draws` sets of samples has the size of the test split, and fewer are drawn where
+            they would hold more than N_IMAGES together.
         more: further samplers, of which only the distance is measured: on the same noise, one row each.
     """
-    n = len(test) if train.name in CLASSIFIERS else 1000
+    images = train.name in CLASSIFIERS
+    n = len(test) if images else 1000
+    draws = max(2, min(draws, N_IMAGES // n)) if images else draws
     chunks = [_samples(model, sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
     about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
-    images = train.name in CLASSIFIERS
     entries = _images(model, chunks, train, test, about) if images else {"metrics": _points(chunks, train, about)}
     for other in more:
         x = _samples(model, other, range(FIRST_SEED, FIRST_SEED + n * draws))
         about = {"nfe": other.nfe(model), "sampler": other.to_dict()}
         if images:
             space = _space(train)
-            reference = Reference.of(space, train.x, data=f"{train.name}/train")
+            reference = reference_for(space, train)
             entries["metrics"].append({**row(frechet(space, reference, x)), **about, "reference": reference.data})
         else:
             entries["metrics"] += [r for r in _points(list(x.split(n)), train, about) if "nfe" in r]
@@ -72,7 +75,7 @@ def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, a
 
     name = CLASSIFIERS[train.name]
     space = feature_space(name, train.shape)
-    reference = Reference.of(space, train.x, data=f"{train.name}/train")
+    reference = reference_for(space, train)
     n, everything = len(test), torch.cat(chunks)
 
     raw = np.array([frechet_from_samples(space(chunk).numpy(), reference) for chunk in chunks])
@@ -100,6 +103,8 @@ def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, a
         rows.append(
             row(proportion(agreement(classifier, test.x, test.labels), f"accuracy of {name} on the test split"))
         )
+        if train.name in SHAPES:
+            rows += [{**r, **about} for r in _read_back(SHAPES[train.name], everything, labels)]
     memory = []
     for features in (space, pixel_space(train.shape)):
         meter = Memorisation(features, train.x, test.x)
@@ -107,6 +112,19 @@ def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, a
         rows.append({**row(meter.compute()), **about})
         memory.append(meter.summary())
     return {"metrics": rows, "memorisation": memory}
+
+
+def _read_back(shapes: Shapes, x: Tensor, labels: Tensor) -> list[dict]:
+    """Rows of what the pictures show: how many are of the set, how many of their class, which colours, sizes and places."""
+    found = read_back(shapes, x, labels)
+    rows = [
+        row(proportion(found.clean, f"samples that are pictures of the set, to {CLEAN}")),
+        row(proportion(found.right, "samples that read as their class")),
+    ]
+    for shares in found.shares.values():
+        few = {"shares": [round(float(p), 4) for p in shares.shares]} if len(shares.law) <= 8 else {}
+        rows.append({**row(shares.distance), "floor": shares.floor, **few})
+    return rows
 
 
 def _points(chunks: list[Tensor], train: Dataset, about: Mapping) -> list[dict]:
