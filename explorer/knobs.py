@@ -25,7 +25,7 @@ from explorer.sampling.grids import WARPED
 
 GROUPS = {
     "Solver": ("solver", "n_steps", "order", "variant", "alpha"),
-    "Schedule": ("grid", "rho", "sigma_min", "sigma_max"),
+    "Schedule": ("grid", "rho", "sigma_min", "sigma_max", "nodes"),
     "Churn": ("eta", "s_churn", "s_min", "s_max", "s_noise"),
     "Guidance": ("guidance", "guidance_lo", "guidance_hi"),
     "Skip-tuning": ("rho_bottom", "rho_top", "skip_bank"),
@@ -37,6 +37,8 @@ OF_SOLVER = ("order", "variant", "alpha", *CHURN)
 FIELD_KNOBS = {"order_max": "order", "strength": "eta"}
 """Fields of solvers whose knob has another name."""
 GUIDANCE = GROUPS["Guidance"]
+SPACING = ("n_steps", "grid", "rho", "sigma_min", "sigma_max")
+"""Knobs whose place a grid of one's own takes."""
 SKIPS = GROUPS["Skip-tuning"]
 LOGARITHMIC = {"sigma_min", "sigma_max", "s_min", "s_max", "guidance_lo", "guidance_hi"}
 UNITS = {"sigma_min": "σ", "sigma_max": "σ", "s_min": "σ", "s_max": "σ", "guidance_lo": "σ", "guidance_hi": "σ"}
@@ -57,6 +59,7 @@ TITLES = {
     "rho_bottom": "ρ bottom",
     "rho_top": "ρ top",
     "skip_bank": "per block",
+    "nodes": "own σ",
     "label": "class",
 }
 FLAGS = {"solver": "--sampler", "n_steps": "--steps"}
@@ -67,7 +70,8 @@ class Control:
     """One knob as a front end needs it: what to draw, where it may go, and why it may be at rest.
 
     Attributes:
-        kind: "choice", "integer", "number" or "bank" (a list of numbers, one per named skip connection).
+        kind: "choice", "integer", "number", "bank" (a list of numbers, one per named skip connection) or "nodes" (falling noise
+            levels; an empty list where the grid is a named one).
         low, high, step: range of a number; None for a choice.
         log: whether a slider should be logarithmic; then 0, where it is in range, is the slider's left end.
         choices: values of a choice; `names` are the words to show for them (or for a bank's bars).
@@ -155,6 +159,13 @@ class SamplerKnobs(param.Parameterized):
         bounds=(0.5, 160.0),
         step=0.5,
         doc="Noise level at which sampling starts, as σ = noise / signal. Karras et al. 2022, Table 1 (80).",
+    )
+    nodes = param.List(
+        default=None,
+        allow_None=True,
+        item_type=(int, float),
+        doc="A grid of one's own: noise levels σ from the highest to the lowest, one for each step; the last step goes to σ = 0. It takes "
+        "the place of steps, grid, ρ, σ min and σ max. Tuned schedules are written so.",
     )
     eta = param.Number(
         default=1.0,
@@ -275,7 +286,9 @@ class SamplerKnobs(param.Parameterized):
         out |= {knob: _without(knob, self.solver) for knob in OF_SOLVER if knob not in used}
         if isinstance(model, FlowMap):
             out["solver"] = f"{_said(model)} jumps along its paths and solves no equation: only jump applies."
-        if self.grid not in WARPED:
+        if self.nodes is not None:
+            out |= dict.fromkeys(SPACING, "The grid is one of your own (own σ); reset it to use this.")
+        elif self.grid not in WARPED:
             out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
         if model.n_classes == 0:
             out |= dict.fromkeys((*GUIDANCE, "label"), f"{_said(model)} has no classes.")
@@ -306,6 +319,10 @@ class SamplerKnobs(param.Parameterized):
             if self.guidance != 1:
                 values["guidance"] = 1.0
                 notes.append(f"Guidance is off: {_said(model)} is a flow map.")
+        low, high = model.sigma_range
+        if self.nodes is not None and not low * (1 - 1e-6) <= self.nodes[-1] <= self.nodes[0] <= high * (1 + 1e-6):
+            values["nodes"] = None
+            notes.append(f"The grid of your own is reset: {_said(model)} knows σ from {low:.3g} to {high:.3g}.")
         if model.n_skips == 0 and self.skip_scales(2) is not None:
             values |= {"rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
             notes.append(f"Skip-tuning is off: {model.name} has no skip connections.")
@@ -316,7 +333,7 @@ class SamplerKnobs(param.Parameterized):
 
     def check(self, model: Model) -> None:
         """Raises BadValue, in one sentence, where the values contradict each other or the model."""
-        if self.sigma_min >= self.sigma_max:
+        if self.nodes is None and self.sigma_min >= self.sigma_max:
             raise BadValue(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g}).")
         if isinstance(model, FlowMap):
             if self.solver != "jump":
@@ -391,7 +408,10 @@ class SamplerKnobs(param.Parameterized):
         for name in OF_SOLVER:
             if name not in used:
                 del out[name]
-        if self.grid not in WARPED:
+        if self.nodes is not None:
+            for name in SPACING:
+                del out[name]
+        elif self.grid not in WARPED:
             del out["rho"]
         if self.guidance == 1:
             for name in GUIDANCE:
@@ -429,8 +449,10 @@ class SamplerKnobs(param.Parameterized):
         """Short name of this setting for a history row, e.g. "heun 9 · ρ 5 · w 2"."""
         base = self.defaults(model)
         active = self.active()
-        parts = [f"{self.solver} {self.n_steps}"]
-        if self.grid != base["grid"]:
+        parts = [f"{self.solver} {self.n_steps if self.nodes is None else len(self.nodes)}"]
+        if self.nodes is not None:
+            parts.append("own σ")
+        elif self.grid != base["grid"]:
             parts.append(self.grid)
         if "variant" in active and active["variant"] != base["variant"]:
             parts.append(active["variant"])
@@ -464,6 +486,8 @@ class SamplerKnobs(param.Parameterized):
                     classes = tuple(range(model.n_classes))
                     words = ("every class in turn", "no class", *(str(c) for c in classes))
                     out.append(Control(kind="choice", choices=(None, -1, *classes), names=words, **common))
+                elif name == "nodes":
+                    out.append(Control(kind="nodes", unit="σ", **{**common, "value": value or []}))
                 elif name == "skip_bank":
                     blocks = tuple(getattr(getattr(model, "net", None), "skip_names", ())) or tuple(
                         f"block {i}" for i in range(model.n_skips)
@@ -488,9 +512,12 @@ class SamplerKnobs(param.Parameterized):
             low, high = self._interval()
             high_text = 'float("inf")' if math.isinf(high) else repr(high)
             lines.append(f"model = ex.Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
-        warp = f", rho={self.rho!r}" if self.grid in WARPED else ""
-        ends = f"{self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp}"
-        lines.append(f"grid = ex.TimeGrid.{GRIDS[self.grid].__name__}({ends})")
+        if self.nodes is not None:
+            lines.append(f"grid = ex.TimeGrid({tuple(self._grid().times)!r})")
+        else:
+            warp = f", rho={self.rho!r}" if self.grid in WARPED else ""
+            ends = f"{self.n_steps}, {self.sigma_min!r}, {self.sigma_max!r}{warp}"
+            lines.append(f"grid = ex.TimeGrid.{GRIDS[self.grid].__name__}({ends})")
         lines.append(f"sampler = ex.OdeSampler(ex.{self._solver()!r}, grid)")
         label = "" if self.label is None else f", label={self.label}"
         lines += [
@@ -504,7 +531,7 @@ class SamplerKnobs(param.Parameterized):
         parts = ["explorer", "eval", model_name]
         for name, value in self.active().items():
             if name in ("solver", "n_steps", "sigma_min", "sigma_max", "seed") or value != self.param[name].default:
-                text = ",".join(f"{v:g}" for v in value) if isinstance(value, list) else _short(value)
+                text = ",".join(map(_short, value)) if isinstance(value, list) else _short(value)
                 parts += [FLAGS.get(name, "--" + name.replace("_", "-")), text]
         return " ".join([*parts, "--n", str(n)])
 
@@ -517,6 +544,8 @@ class SamplerKnobs(param.Parameterized):
         return SOLVERS[self.solver](**{field: value for field, value in given.items() if value != "default"})
 
     def _grid(self) -> TimeGrid:
+        if self.nodes is not None:
+            return TimeGrid((*map(float, self.nodes), 0.0))
         warp = (self.rho,) if self.grid in WARPED else ()
         return GRIDS[self.grid](self.n_steps, self.sigma_min, self.sigma_max, *warp)
 
@@ -575,12 +604,24 @@ def _checked(name: str, value: Any) -> Any:
         if not isinstance(value, list | tuple) or not all(_is_number(v) and 0 <= v <= 1.5 for v in value):
             raise BadValue(f"skip_bank must be a list of factors from 0 to 1.5, got {value!r}.")
         return [float(v) for v in value]
+    if name == "nodes":
+        return _falling(value)
     low, high = p.bounds
     whole = isinstance(p, param.Integer)
     if not _is_number(value) or not low <= value <= high or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise BadValue(f"{name} = {value!r}: expected {kind} from {low:g} to {high:g}.")
     return int(value) if whole else float(value)
+
+
+def _falling(value: Any) -> list[float] | None:
+    listed = list(value) if isinstance(value, list | tuple) else [None]
+    most = SamplerKnobs.param.n_steps.bounds[1]
+    if not all(_is_number(v) and v > 0 for v in listed) or len(listed) > most:
+        raise BadValue(f"nodes must be a list of at most {most} positive noise levels, got {value!r}.")
+    if any(a <= b for a, b in zip(listed[:-1], listed[1:], strict=True)):
+        raise BadValue(f"nodes must fall from the highest noise level to the lowest, got {value!r}.")
+    return [float(v) for v in listed] or None
 
 
 def _is_number(value: Any) -> bool:

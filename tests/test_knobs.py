@@ -243,6 +243,22 @@ def test_controls_describe_every_knob(unet):
     assert len(bank.names) == len(bank.value) == unet.n_skips
 
 
+def test_a_grid_of_ones_own_takes_the_place_of_the_named_one(unet, plain):
+    knobs = SamplerKnobs(nodes=[50, 3.5, 0.25], solver="euler", n_steps=40, sigma_min=2.0, sigma_max=0.5)
+    _, sampler = knobs.build(plain)
+    assert sampler.grid.times == (50.0, 3.5, 0.25, 0.0) and sampler.nfe(plain) == 3
+    same = SamplerKnobs(nodes=[50, 3.5, 0.25], solver="euler")
+    assert knobs.key() == same.key()  # what the grid replaces does not count
+    assert set(knobs.inapplicable(plain)) >= {"n_steps", "grid", "rho", "sigma_min", "sigma_max"}
+    assert "nodes" not in knobs.inapplicable(plain) and knobs.describe().startswith("euler 3 · own σ")
+    assert SamplerKnobs.from_json(knobs.to_json()).nodes == [50.0, 3.5, 0.25] and SamplerKnobs(nodes=[]).nodes is None
+    wide, notes = SamplerKnobs(nodes=[1e6, 1.0]).fitted(plain)
+    assert wide.nodes is None and "knows σ from" in notes[0]
+    for bad, words in (([1.0, 2.0], "fall"), ([1.0, 0.0], "positive"), ([1.0, "x"], "positive"), ("ab", "positive")):
+        with pytest.raises(BadValue, match=words):
+            SamplerKnobs(nodes=bad)
+
+
 def test_bad_files_are_refused():
     with pytest.raises(BadFile):
         SamplerKnobs.from_json("{")
@@ -253,6 +269,7 @@ def test_bad_files_are_refused():
 SETTINGS = [
     {},
     {"solver": "dpmpp-2m", "grid": "cosine", "n_steps": 5, "seed": 3},
+    {"solver": "ipndm", "nodes": [20.0, 2.123456789, 0.4, 0.0123], "seed": 3},
     {"solver": "edm-stochastic", "s_churn": 30.0, "rho": 5.0, "n_steps": 4, "label": 2},
     {"guidance": 1.7, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
     {"solver": "unipc", "order": 2, "variant": "bh1", "n_steps": 5},

@@ -332,6 +332,8 @@ def _widget(c: Control) -> w.Widget:
     }
     if c.kind == "choice":
         return w.Dropdown(options=list(zip(c.names, c.choices, strict=True)), value=c.value, **common)
+    if c.kind == "nodes":
+        return w.Text(value=_levels(c.value), placeholder="σ, σ, … from high to low", continuous_update=False, **common)
     if c.kind == "bank":
         bar = {"min": c.low, "max": c.high, "step": c.step, "orientation": "vertical", "continuous_update": False}
         values = zip(c.names, c.value, strict=True)
@@ -356,6 +358,11 @@ def _read(widget: w.Widget) -> Any:
     """The knob's value; the left end of a logarithmic slider that may be 0 is 0."""
     if isinstance(widget, w.Box):
         return [bar.value for bar in widget.children]
+    if isinstance(widget, w.Text):
+        try:
+            return [float(v) for v in widget.value.replace(",", " ").split()] or None
+        except ValueError:
+            return [widget.value]  # refused with a sentence where it is set
     if isinstance(widget, w.FloatLogSlider):
         low, high = widget.base**widget.min, widget.base**widget.max
         if widget.value <= low:
@@ -375,5 +382,9 @@ def _write(widget: w.Widget, c: Control) -> None:
         widget.value = min(max(c.value, widget.base**widget.min), widget.base**widget.max)
         words += " Left end: 0." if c.low == 0 else ""
     else:
-        widget.value = c.value
+        widget.value = _levels(c.value) if c.kind == "nodes" else c.value
     widget.disabled, widget.tooltip = bool(c.reason), words
+
+
+def _levels(nodes: list[float]) -> str:
+    return ", ".join(f"{v:.12g}" for v in nodes)

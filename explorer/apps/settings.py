@@ -79,7 +79,7 @@ def spell(setting: Setting, prefix: str = "", leave: tuple[str, ...] = ()) -> di
     out = {f"{prefix}model": setting.model}
     for name, value in setting.knobs.changed(base).items():
         if name not in leave:
-            out[prefix + name] = ",".join(f"{v:g}" for v in value) if isinstance(value, list) else f"{value}"
+            out[prefix + name] = ",".join(f"{v:.12g}" for v in value) if isinstance(value, list) else f"{value}"
     return out
 
 

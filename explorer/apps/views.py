@@ -135,8 +135,12 @@ def knobs_data(session: Session) -> dict:
             gists[group] = "not for this model" if group != "Churn" else f"not in {knobs.solver}"
         else:
             gists[group] = " · ".join(
-                _gist(by_name[m]) for m in members if m in active and not by_name[m]["reason"] and m != "skip_bank"
+                _gist(by_name[m])
+                for m in members
+                if m in active and not by_name[m]["reason"] and by_name[m]["kind"] not in ("bank", "nodes")
             )
+    if knobs.nodes is not None:
+        gists["Schedule"] = f"own σ, {len(knobs.nodes)} steps"
     if model.n_skips and knobs.skip_bank is not None:
         gists["Skip-tuning"] = "own bank"
     return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}

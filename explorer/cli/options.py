@@ -44,8 +44,9 @@ def with_knobs(name: str, function: Callable):
 
     def command(**values):
         given = {k: v for k in knobs if (v := values.pop(k)) is not None}
-        if "skip_bank" in given:
-            given["skip_bank"] = numbers("skip_bank", given["skip_bank"])
+        for name in ("skip_bank", "nodes"):
+            if name in given:
+                given[name] = numbers(name, given[name])
         function(**values, given=given)
 
     command.__doc__ = function.__doc__

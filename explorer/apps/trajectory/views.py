@@ -220,7 +220,7 @@ def _track(store: Trajectories, track: Track) -> dict:
         "title": title,
         "meta": "" if about is None else f"NFE {about.nfe}",
         "solver": track.knobs.solver,
-        "steps": track.knobs.n_steps,
+        "steps": track.knobs.n_steps if track.knobs.nodes is None else len(track.knobs.nodes),
         "sigmas": [] if about is None else list(about.sigmas),
         "active": store.active == track.slot,
         "running": track.stage if track.job is not None else "",
@@ -464,7 +464,11 @@ def knobs_data(store: Trajectories) -> dict:
         if all(by_name[m]["reason"] for m in members):
             gists[group] = "at rest"
         else:
-            used = [m for m in members if m in active and not by_name[m]["reason"] and by_name[m]["kind"] != "bank"]
+            used = [
+                m
+                for m in members
+                if m in active and not by_name[m]["reason"] and by_name[m]["kind"] not in ("bank", "nodes")
+            ]
             gists[group] = " · ".join(_gist(by_name[m]) for m in used)
     return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}
 
