@@ -1,4 +1,4 @@
-"""The `explorer` command: serve, sample, eval, compare, record, train, claims, list, bench.
+"""The `explorer` command: serve, sample, eval, compare, record, tune, train, claims, list, bench.
 
 Torch takes seconds to import, so no module of this package imports anything heavy: each command imports what it needs when
 it runs, and the options of the sampler's knobs, which are generated from `SamplerKnobs`, are made when a command that has
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from explorer.cli import claims, jobs, lists, runs, sampling
+from explorer.cli import claims, jobs, lists, runs, sampling, tuning
 from explorer.cli.lists import LISTED
 from explorer.cli.options import with_knobs
 from explorer.errors import ExplorerError
@@ -24,6 +24,7 @@ KNOBBED = {"eval": sampling.eval_, "sample": sampling.sample, "record": sampling
 PLAIN = {
     "compare": sampling.compare,
     "serve": jobs.serve,
+    "tune": tuning.tune,
     "train": jobs.train,
     "runs": runs.runs,
     "claims": claims.claims,

@@ -27,7 +27,11 @@ DataName = Annotated[
 FeatureName = Annotated[str | None, typer.Option(help="Feature space of the comparison. Default: what suits the data.")]
 SamplerFile = Annotated[
     Path | None,
-    typer.Option(help="Take the sampler from a JSON file: what Sampler.to_json wrote, or eval --json printed."),
+    typer.Option(
+        "--sampler-file",
+        "--tuned",
+        help="Take the sampler from a JSON file: what explorer tune or Sampler.to_json wrote, or eval --json printed.",
+    ),
 ]
 Model = Annotated[
     str, typer.Argument(help="A bundled model, toy or oracle: see explorer list models.", metavar="MODEL")

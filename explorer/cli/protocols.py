@@ -111,7 +111,7 @@ def eval_protocol(
         typer.echo(f"{cost(sampler.nfe(built))}, against {real.data}, kept in {folder}, {scores.seconds:.1f} s")
         typer.echo(scores.note)
         return
-    settings = settings_of(model, knobs, sampler, n * of.n_blocks, where, sampler_file is not None)
+    settings = settings_of(model, knobs, sampler, n * of.n_blocks, where, sampler_file)
     found = {"metric": scores.least.name, "value": scores.least.value, "std_error": scores.least.std_error, "n": n}
     emit({**found, **scores.to_dict(), "nfe": sampler.nfe(built), "folder": str(folder), **settings})
 

@@ -37,7 +37,8 @@ def prepare(model: str, device: str, given: dict, file: Path | None = None) -> t
     A knob that was given but cannot act on this model with this solver is named in a note.
 
     Args:
-        file: where the sampler comes from instead; then only the seed and the class are left to the knobs.
+        file: where the sampler comes from instead, with the skip factors and guidance of a tuned one; then only the seed and the class
+            are left to the knobs.
     """
     if file is not None:
         extra = [f"--{name.replace('_', '-')}" for name in given if name not in ("seed", "label")]
@@ -47,7 +48,13 @@ def prepare(model: str, device: str, given: dict, file: Path | None = None) -> t
     for name, reason in knobs.inapplicable(bare).items():
         if name in given:
             note(f"{name.replace('_', '-')} has no effect. {reason}")
-    return bare, built, sampler if file is None else stored_sampler(file), knobs
+    if file is None:
+        return bare, built, sampler, knobs
+    if json_in(file).get("format") == "explorer.tuned":
+        from explorer.tuning import Tuned
+
+        return bare, *Tuned.load(file).on(bare), knobs
+    return bare, built, stored_sampler(file), knobs
 
 
 def stored_sampler(file: Path) -> Sampler:
@@ -73,8 +80,8 @@ def build(model: str, device: str, values: dict) -> tuple[Denoiser, Denoiser, Sa
     return bare, *knobs.build(bare), knobs
 
 
-def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, stored: bool = False) -> dict:
-    """What a JSON document says about how its numbers or files were made; `stored`: the sampler is not that of the knobs."""
+def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, stored: Path | None = None) -> dict:
+    """What a JSON document says about how its numbers or files were made; `stored`: where the sampler is from, if not from the knobs."""
     import platform
 
     import numpy as np
@@ -87,6 +94,7 @@ def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, s
         "model": model,
         **({"seed": knobs.seed, "label": knobs.label} if stored else {"knobs": knobs.to_dict()}),
         "sampler": sampler.to_dict(),
+        **({"sampler_file": str(stored)} if stored else {}),
         "seeds": [knobs.seed, knobs.seed + n],
         "device": str(device),
         "versions": {**versions, "python": platform.python_version()},
@@ -115,6 +123,7 @@ def eval_(
     Examples:
       explorer eval digits --sampler heun --steps 18 --n 2000
       explorer eval digits --steps 5 --guidance 2 --json
+      explorer eval digits --tuned tuned.json
       explorer eval digits --protocol edm --features digits-cnn --n 2000
       torchrun --nproc-per-node 8 -m explorer eval MODEL --protocol edm --n 50000 --reference cifar10-32x32.npz
     """
@@ -143,7 +152,7 @@ def eval_(
         raw = "" if estimate.raw is None else f", uncorrected {estimate.raw:.4g}"
         typer.echo(f"{estimate}{raw}, {cost(live.nfe)}, {live.seconds:.1f} s")
         return
-    settings = settings_of(model, knobs, sampler, n, device_named(device), sampler_file is not None)
+    settings = settings_of(model, knobs, sampler, n, device_named(device), sampler_file)
     found = {"metric": estimate.name, "raw": None, **estimate.to_dict(), "nfe": live.nfe, "seconds": live.seconds}
     found.pop("name", None)
     emit({**found, **settings})
@@ -170,6 +179,7 @@ def sample(
     Examples:
       explorer sample digits --n 64 --out grid.png
       explorer sample digits --steps 4 --class 7 --n 1000 --out sevens.npz
+      explorer sample digits --tuned tuned.json
     """
     from explorer.sampling.samplers import labels_for
     from explorer.sampling.samplers import sample as draw
@@ -248,7 +258,7 @@ class Drawing:
     n_steps: int  # of all batches together
     device: str
     began: float
-    stored: bool
+    stored: Path | None
 
     @classmethod
     def of(cls, name: str, n: int, batch: int, device: str, given: dict, file: Path | None) -> Drawing:
@@ -257,7 +267,7 @@ class Drawing:
         _, model, sampler, knobs = prepare(name, device, given, file)
         seeds = Seeds(range(knobs.seed, knobs.seed + n))
         n_steps = sampler.n_steps(model) * -(-n // batch)
-        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter(), file is not None)
+        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter(), file)
 
     @property
     def labels(self):
