@@ -128,7 +128,7 @@ def _shares(quantity: Quantity, x: Tensor, y: Tensor, k: int, radii_y: Tensor) -
     elif quantity == "precision":
         each = inside(x, y, radii_y).any
     else:
-        each = inside(x, y, radii_y).count / k
+        each = inside(x, y, radii_y).count.double() / k
     each = each.double()
     return float(each.mean()), each
 
