@@ -117,12 +117,19 @@ FIGURES = {
     "disagreement": lambda d, **o: viz.disagreement(tr.disagreement(d["runs"]), **o),
     "rounds": lambda d, **o: viz.rounds(d["reflow"], **o),
     "likelihood": lambda d, **o: viz.likelihood(d["likelihood"], **o),
+    "arrows": lambda d, **o: viz.arrows(DOTS, {"field": -DOTS}, data=2 * DOTS, **o),
+    "clouds": lambda d, **o: viz.clouds({"a": DOTS, "b": 0.5 * DOTS}, data=2 * DOTS, **o),
+    "repeated": lambda d, **o: viz.repeated(
+        {"R = 1": [((0, 1, 2), (1.0, float("nan"), 0.3))] * 2}, target=0.5, axis="|b|", **o
+    ),
     "code_normality": lambda d, **o: viz.code_normality(tr.normality(tr.noise_of(d["flat"])), **o),
     "round_trip": lambda d, **o: viz.round_trip(d["trips"], **o),
     "image_grid": lambda d, **o: viz.image_grid(d["images"].x.values[:, -1], caption="toy", **o),
     "filmstrip": lambda d, **o: viz.filmstrip(d["images"], (0, 2), n_frames=5, **o),
 }
 
+
+DOTS = np.stack([np.cos(np.arange(6)), np.sin(np.arange(6))], 1)
 
 CURVES = {
     "a": [(4, 1e-1), (8, 5e-2), (16, 2.5e-2)],

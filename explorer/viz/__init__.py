@@ -16,6 +16,7 @@ from explorer.viz.few_steps import curves, learnt_maps, ranked
 from explorer.viz.grids import cost_matrix, grid_steps, step_density
 from explorer.viz.images import data_uri, filmstrip, grid, image_grid, png, to_uint8
 from explorer.viz.likelihood import code_normality, likelihood, round_trip
+from explorer.viz.matching import arrows, clouds, repeated
 from explorer.viz.metrics import history, pareto
 from explorer.viz.solvers import measured_order, order_plot, work_precision
 from explorer.viz.steps import by_step, schedules
@@ -23,9 +24,9 @@ from explorer.viz.theme import DARK, LIGHT, OKABE_ITO, THEMES, Theme, theme_of
 from explorer.viz.trajectories import projected, space, trajectories
 
 __all__ = [
-    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "attribution", "budget", "by_step", "code_normality",
-    "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "disagreement", "end_distances", "event_maps",
-    "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood", "measured_order", "microscope",
-    "numbers", "order_plot", "pareto", "png", "projected", "ranked", "round_trip", "rounds", "schedules", "scree", "space", "step_density",
-    "theme_of", "to_uint8", "trajectories", "work_precision",
+    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "arrows", "attribution", "budget", "by_step", "clouds",
+    "code_normality", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "disagreement", "end_distances",
+    "event_maps", "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood", "measured_order",
+    "microscope", "numbers", "order_plot", "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds", "schedules", "scree",
+    "space", "step_density", "theme_of", "to_uint8", "trajectories", "work_precision",
 ]  # fmt: skip

@@ -96,7 +96,9 @@ def repeated(
             end = max(end, float(np.max(steps)))
     panel.line([0.0, end], [target, target], th.text, width=1.2, dash="dash")
     panel.axes("step", axis, log_y=True)
-    return c.finish(f"{max(map(len, curves.values()))} runs a setting; dashed: the data; cut at 100 and 1/100 of it")
+    return c.finish(
+        f"n = {max(map(len, curves.values()))} runs a setting; dashed: the data; cut at 100 and 1/100 of it"
+    )
 
 
 def _frame(points: np.ndarray) -> tuple[float, float]:
