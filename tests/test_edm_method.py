@@ -19,11 +19,11 @@ from explorer.process.times import LogNormal
 from explorer.reproduction import Bench
 from explorer.reproduction.evaluate import proportion, ratio
 from explorer.reproduction.rehearsal import count, synthetic
-from explorer.reproduction.run import exported, override, publish, train_recipe
+from explorer.reproduction.run import exported, override, publish, publish_snapshot, train_recipe
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.samplers import OdeSampler
 from explorer.sampling.solvers import Heun
-from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, train
+from explorer.training import EmaPlan, OptimizerPlan, Plan, Progress, snapshots, train
 
 
 def method(sigma_data=0.5, n_classes=0, dropout=0.0, net=None):
@@ -128,6 +128,20 @@ def test_published_model_loads_again_and_its_card_tells_how_it_was_made(tmp_path
     assert all({"metric", "value", "std_error", "n"} <= set(row) for row in card["metrics"])
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(load(file).denoise(x, 0.5), exported(recipe, tick).denoise(x, 0.5).detach())
+
+
+def test_a_model_stopped_early_is_what_the_run_was_then(tmp_path):
+    *_, tick = train_recipe(small(snapshot_steps=1), tmp_path / "run")
+    first, _, last = snapshots(tmp_path / "run")
+    at = small(snapshot_steps=1)
+    early = publish_snapshot(at, first, tmp_path, name="early", draws=2)
+    card = json.loads(early.with_suffix(".json").read_text())
+    assert card["name"] == "early" and card["recipe"]["steps_done"] == 1 and card["recipe"]["images_done"] == 32
+    assert "step 1" in card["notes"] and card["metrics"][0]["nfe"] == 3
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    end, whole = load(publish_snapshot(at, last, tmp_path, name="end", draws=2)), exported(at, tick)
+    assert torch.equal(end.denoise(x, 0.5), whole.denoise(x, 0.5).detach())
+    assert not torch.equal(load(early).denoise(x, 0.5), end.denoise(x, 0.5))
 
 
 def test_a_recipe_is_a_function_of_its_seed(tmp_path):

@@ -216,6 +216,7 @@ def shapes32(name: str) -> Recipe:
             snapshot_steps=200,
         ),
         sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
+        more=tuple(OdeSampler(Heun(), TimeGrid.karras(n, *SIGMA_RANGE)) for n in (5, 9)),
         cost="a quarter of an hour on one CPU core" if small else "an hour on one CPU core",
         settings=settings,
         notes="Label -1 is the null class, trained by label dropout.",

@@ -3,7 +3,7 @@
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.evidence import Evidence, Outcome, Record, evidence_of, gather
 from explorer.reproduction.recipe import Bundled, Claim, Need, Paper, Published, Recipe, Trained, Verdict
-from explorer.reproduction.run import exported, publish, train_recipe
+from explorer.reproduction.run import exported, publish, publish_snapshot, train_recipe
 
 __all__ = [
     "Bench",
@@ -22,5 +22,6 @@ __all__ = [
     "exported",
     "gather",
     "publish",
+    "publish_snapshot",
     "train_recipe",
 ]

@@ -20,9 +20,11 @@ from explorer.reproduction.bench import Bench
 from explorer.reproduction.evaluate import evaluate
 from explorer.reproduction.recipe import Recipe
 from explorer.training import distributed
+from explorer.training.log import read_log
 from explorer.training.loop import Tick, seeded, train
 from explorer.training.method import Method
 from explorer.training.plan import Plan
+from explorer.training.weights import Snapshot
 
 
 def train_recipe(
@@ -111,8 +113,42 @@ def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None 
         seed: the one the run was given; None for the recipe's own.
         draws: disjoint sets of fresh samples the quality is measured on, each of the test split's size.
     """
-    model = exported(recipe, tick)
-    plan = recipe.plan
+    done = {"method": type(tick.method).__name__, "steps_done": tick.step, "images_done": tick.n_images}
+    return _publish(recipe, exported(recipe, tick), folder, recipe.name, seed, draws, tick.seconds, done)
+
+
+def publish_snapshot(
+    recipe: Recipe, snapshot: Snapshot, folder: Path | str, *, name: str, seed: int | None = None, draws: int = 20
+) -> Path:
+    """The same for what a run was at an earlier step: a model stopped early, whose learning rate had not fallen yet.
+
+    Args:
+        snapshot: one of `explorer.training.snapshots(run_dir)`.
+        name: of the model; the recipe's own is that of the finished run.
+    """
+    data = load_dataset(recipe.data)
+    if recipe.needs:
+        raise BadValue(f"recipe {recipe.name!r} needs {', '.join(recipe.needs)}, which a snapshot does not hold.")
+    method = method_of(recipe, data, {}, recipe.plan.seed)
+    model = method.export(snapshot.nets(method.nets, recipe.ema)).eval()
+    rows = read_log(snapshot.file.parent)
+    seconds = max((row["seconds"] for row in rows if row["step"] <= snapshot.step), default=0.0)
+    done = {"method": type(method).__name__, "steps_done": snapshot.step, "images_done": snapshot.about["n_images"]}
+    early = f"{recipe.name} as it was at step {snapshot.step}, before its learning rate had fallen."
+    recipe = dataclasses.replace(recipe, notes=f"{early} {recipe.notes}".strip())
+    return _publish(recipe, model, folder, name, seed, draws, seconds, done)
+
+
+def _publish(
+    recipe: Recipe,
+    model: nn.Module,
+    folder: Path | str,
+    name: str,
+    seed: int | None,
+    draws: int,
+    seconds: float,
+    done: Mapping[str, Any],
+) -> Path:
     if recipe.measure is not None:
         measured = recipe.measure(model)
     else:
@@ -120,22 +156,15 @@ def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None 
         measured = evaluate(model, *splits, recipe.sampler, more=recipe.more, draws=draws)
     card = {
         "data": recipe.data,
-        "recipe": {
-            **plan.to_dict(),
-            "method": type(tick.method).__name__,
-            "export": recipe.ema,
-            "steps_done": tick.step,
-            "images_done": tick.n_images,
-            **recipe.settings,
-        },
-        "seed": plan.seed if seed is None else seed,
-        "minutes": round(tick.seconds / 60, 1),
+        "recipe": {**recipe.plan.to_dict(), "export": recipe.ema, **done, **recipe.settings},
+        "seed": recipe.plan.seed if seed is None else seed,
+        "minutes": round(seconds / 60, 1),
         "machine": machine(next(model.parameters()).device),
         **measured,
         "notes": recipe.notes,
         **({"knobs": dict(recipe.knobs)} if recipe.knobs else {}),
     }
-    return save_model(folder, recipe.name, model, card)
+    return save_model(folder, name, model, card)
 
 
 def machine(device: torch.device) -> str:
