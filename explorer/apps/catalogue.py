@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -84,6 +85,12 @@ def title(name: str) -> str:
         )
         words = "exact" if card["kind"] == "oracle" else trained
     return f"{data} / {WORDS.get(words, words)}"
+
+
+def class_names(name: str, labels: Sequence[int]) -> list[str]:
+    """What classes of a model are called: "star" where its card says so, else their numbers."""
+    known = bundled.card(name).get("classes") or []
+    return [str(known[label] if 0 <= label < len(known) else label) for label in labels]
 
 
 def model(name: str) -> Model:

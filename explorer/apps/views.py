@@ -313,7 +313,7 @@ def _pictures(session: Session, result: Result | None) -> dict | None:
     return out | {
         "sprite": sprite(result.live.x),
         "fresh": len(result.live.x),
-        "labels": None if labels is None else labels.tolist(),
+        "labels": None if labels is None else catalogue.class_names(setting.model, labels.tolist()),
     }
 
 
@@ -377,7 +377,9 @@ def _summary(result: Result | None) -> str:
 
 def _caveat(session: Session) -> str:
     label = session.knobs.label
-    return f"class {label} against all classes" if label is not None and label >= 0 else ""
+    if label is None or label < 0:
+        return ""
+    return f"class {catalogue.class_names(session.model_name, [label])[0]} against all classes"
 
 
 def _meta(session: Session, live) -> str:

@@ -149,13 +149,15 @@ def _publish(
     seconds: float,
     done: Mapping[str, Any],
 ) -> Path:
+    data = load_dataset(recipe.data)
     if recipe.measure is not None:
         measured = recipe.measure(model)
     else:
-        splits = load_dataset(recipe.data), load_dataset(recipe.data, "test")
+        splits = data, load_dataset(recipe.data, "test")
         measured = evaluate(model, *splits, recipe.sampler, more=recipe.more, draws=draws)
     card = {
         "data": recipe.data,
+        **({"classes": data.card["classes"]} if "classes" in data.card else {}),
         "recipe": {**recipe.plan.to_dict(), "export": recipe.ema, **done, **recipe.settings},
         "seed": recipe.plan.seed if seed is None else seed,
         "minutes": round(seconds / 60, 1),

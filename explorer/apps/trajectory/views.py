@@ -437,8 +437,9 @@ def film_data(store: Trajectories) -> dict:
         )
     if not strips:
         return {"strips": None}
-    label = int(next(t.shown for t in store.tracks if t.shown is not None).ds.label.values[store.pick])
-    known = f", class {label}" if label >= 0 else ""
+    first = next(t for t in store.tracks if t.shown is not None)
+    label = int(first.shown.ds.label.values[store.pick])
+    known = f", class {catalogue.class_names(first.model, [label])[0]}" if label >= 0 else ""
     return {
         "strips": strips,
         "caption": f"seed {store.seed + store.pick}{known}; click a particle for another one, a frame to go to its σ",
