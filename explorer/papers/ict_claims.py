@@ -82,7 +82,10 @@ def gradient_norm(loss, delta: Tensor) -> Tensor:
 
 
 def lag(bench: Bench) -> Verdict:
-    """Error of the one-step standard deviation against the converged one at that N, with mu = 0.99 less with mu = 0."""
+    """Error of the one-step standard deviation against the converged one at that N, with mu = 0.99 less with mu = 0.
+
+    With six levels 1000 steps are enough for both, and the gap is noise of either sign (0.002); it must be there from 20 levels on.
+    """
     counts, errors = (6, 20, 160), {}
     for mu in (0.0, 0.99):
         ratios = {n: linear_ratio(n, SD, bench.seed, 1000, 1024, decay=mu) for n in counts}
@@ -90,7 +93,9 @@ def lag(bench: Bench) -> Verdict:
     gaps = [errors[0.99][n] - errors[0.0][n] for n in counts]
     measured = Estimate(gaps[-1], 0.0, len(counts), "error with mu = 0.99 less that with mu = 0, N = 160, 1000 steps")
     shown = ", ".join(f"{errors[0.99][n]:.3f} and {errors[0.0][n]:.3f} at N = {n}" for n in counts)
-    return Verdict(0 < gaps[0] < gaps[1] < gaps[2], measured, gaps[0], f"errors {shown}; the threshold is the gap at 6")
+    return Verdict(
+        max(0.0, gaps[0]) < gaps[1] < gaps[2], measured, gaps[1], f"errors {shown}; the threshold is the gap at 20"
+    )
 
 
 def fixed_point(bench: Bench) -> Verdict:
