@@ -41,8 +41,8 @@ class Manifold(TwoSample):
         features, real: see `TwoSample`.
         k: neighbours; the usual number of each when None. A point is not its own neighbour.
     Cost of `compute`: eleven times the distances among N + M points (ten of them for the error).
-    Accuracy: the error is the jackknife over ten groups of generated and ten of real points. The value depends on N and M: compare
-    at equal numbers only.
+    Accuracy: the error is the jackknife over ten groups of generated and ten of real points; for recall it is up to twice too large,
+    since points that are left out also widen the balls of the others. The value depends on N and M: compare at equal numbers only.
     """
 
     lower_is_better = False

@@ -43,25 +43,27 @@ def read_statistics(file: str | os.PathLike, space: FeatureSpace, *, n: int = 0,
         BadFile: missing, damaged, of another size or space, or with a covariance that is none.
     """
     file = Path(file)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            arrays = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if arrays.get("format") is not None:
-                reference = Reference.load(file)
-            elif "mu" in arrays or "sigma" in arrays:
-                reference = _moments(file, archive, arrays, space, n, data)
-            elif "arr_0" in arrays:
-                reference = Reference.of(space, _pictures(file, archive, arrays["arr_0"]), data=data or file.stem)
-            else:
-                raise BadFile(
-                    f"{file} holds {', '.join(sorted(arrays)[:6]) or 'nothing'}; statistics are mu and sigma, pictures arr_0."
-                )
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        if isinstance(error, BadFile):
-            raise
-        raise BadFile(f"{file} cannot be read as statistics (.npz): {error}.") from None
+    archive, arrays = _opened(file)
+    with archive:
+        if "format" in arrays:
+            reference = Reference.load(file)
+        elif "mu" in arrays or "sigma" in arrays:
+            reference = _moments(file, archive, arrays, space, n, data)
+        elif "arr_0" in arrays:
+            reference = Reference.of(space, _pictures(file, archive, arrays["arr_0"]), data=data or file.stem)
+        else:
+            held = ", ".join(sorted(arrays)[:6]) or "nothing"
+            raise BadFile(f"{file} holds {held}; statistics are mu and sigma, pictures arr_0.")
     _check(file, reference, space)
     return reference
+
+
+def _opened(file: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    try:
+        archive = zipfile.ZipFile(file)
+        return archive, {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    except Exception as error:  # a damaged archive fails in many ways; none is worth a traceback
+        raise BadFile(f"{file} cannot be read as statistics (.npz): {str(error)[:160]}.") from None
 
 
 def write_statistics(file: str | os.PathLike, reference: Reference) -> None:
@@ -176,5 +178,7 @@ def _pictures(file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, batch
                     raise BadFile(f"{file}: arr_0 ends after {start + len(raw) // size} of {shape[0]} pictures.")
                 pictures = np.frombuffer(raw, np.uint8).reshape(n, *shape[1:])
                 yield torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2)
-    except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except BadFile:
+        raise
+    except Exception as error:  # as above
         raise BadFile(f"{file}: arr_0 is damaged: {str(error)[:160]}.") from None
