@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from explorer.cli import claims, jobs, lists, runs, sampling, tuning
+from explorer.cli import claims, importing, jobs, lists, runs, sampling, tuning
 from explorer.cli.lists import LISTED
 from explorer.cli.options import with_knobs
 from explorer.errors import ExplorerError
@@ -26,6 +26,7 @@ PLAIN = {
     "serve": jobs.serve,
     "tune": tuning.tune,
     "train": jobs.train,
+    "import": importing.import_,
     "runs": runs.runs,
     "claims": claims.claims,
     "list": lists.list_,

@@ -22,7 +22,7 @@ from explorer.models.published.files import MAX_BYTES, opened
 from explorer.models.published.mapping import Report, Row
 from explorer.models.published.plan import PROCESSES, Plan
 
-__all__ = ["FORMATS", "OPTIONS", "PROCESSES", "Imported", "Report", "Row", "read", "save"]
+__all__ = ["FORMATS", "OPTIONS", "PROCESSES", "Imported", "Report", "Row", "check_name", "read", "save"]
 
 FORMATS = ("edm", "edm2", "guided-diffusion", "score-sde", "diffusers", "explorer")
 OPTIONS = {
@@ -103,11 +103,16 @@ def save(found: Imported, out: str | Path) -> Path:
         BadValue: `out` does not end in .safetensors, or its name is no model name; BadFile: it cannot be written.
     """
     out = Path(out)
+    check_name(out)
+    return save_model(out.parent, out.stem, found.model, found.card)
+
+
+def check_name(out: Path) -> None:
+    """Raises BadValue where no model can be written under this name."""
     if out.suffix != ".safetensors" or not NAME.fullmatch(out.stem):
         raise BadValue(
             f"{out.name!r} is no name for a model: use lower-case letters, digits, '-', '_' and '.', at most 64, and .safetensors."
         )
-    return save_model(out.parent, out.stem, found.model, found.card)
 
 
 def _plan(file: Path, format: str, options: Mapping[str, Any], held: contextlib.ExitStack) -> Plan:

@@ -78,7 +78,7 @@ def plan(content: Any) -> Plan:
         format="edm",
         config=config,
         tensors=tensors,
-        wanted=lambda net: _wanted(net, config, learnt),
+        wanted=lambda net: wanted_of(net, config, learnt),
         process=process,
         checked=_checked(tensors, config, process),
         facts={"classes": [outer.kind, model.kind], **({"trained_on": str(path)[-80:]} if path else {})},
@@ -177,7 +177,8 @@ def _out(config: Mapping[str, Any]) -> str:
     return "out_conv" if config["family"] == "adm" else f"dec.{top}x{top}_aux_conv"
 
 
-def _wanted(net: nn.Module, config: Mapping[str, Any], learnt: bool) -> Wanted:
+def wanted_of(net: nn.Module, config: Mapping[str, Any], learnt: bool) -> Wanted:
+    """Our tensors with the names of theirs, for a network of this configuration; `learnt`: theirs also predicts a variance."""
     top, low = config["shape"][1], config["shape"][1] >> (len(config["mult"]) - 1)
     places = {f"middle.{i}": f"model.dec.{low}x{low}_in{i}." for i in range(2)}
     places |= {f"decoder.{name}": f"model.dec.{name}." for name in net.decoder}
