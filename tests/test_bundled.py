@@ -211,3 +211,20 @@ def test_digits_classifier_is_as_good_as_its_card_says():
     assert float(spectrum[-1] / spectrum[0]) == pytest.approx(
         stated["condition number of the feature covariance"]["value"], rel=0.01
     )
+
+
+def test_weights_that_float16_holds_are_stored_as_such_and_come_back_as_float32(tmp_path):
+    net = MLP(2, width=8, depth=1)
+    model = Preconditioned(net, EDM(), EDMPrecondition(1.0), shape=(2,), t_range=(0.01, 10.0))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape).half())
+        one = next(net.parameters())
+        one.view(-1)[0] = 1 / 3  # one number that it does not hold: this tensor stays as it is
+    file = bundled.save_model(tmp_path, "half", model, {"data": "moons"})
+    stored = {name: value.dtype for name, value in load_file(file).items()}
+    assert set(stored.values()) == {torch.float16, torch.float32}
+    back = bundled.load(file)
+    assert {p.dtype for p in back.parameters()} == {torch.float32}
+    for a, b in zip(net.parameters(), back.net.parameters(), strict=True):
+        assert torch.equal(a, b)

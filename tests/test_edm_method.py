@@ -130,6 +130,17 @@ def test_published_model_loads_again_and_its_card_tells_how_it_was_made(tmp_path
     assert torch.equal(load(file).denoise(x, 0.5), exported(recipe, tick).denoise(x, 0.5).detach())
 
 
+def test_half_precision_is_measured_as_it_is_stored(tmp_path):
+    *_, tick = train_recipe(small())
+    whole, half = (publish(small(), tick, tmp_path / str(h), draws=2, half=h) for h in (False, True))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    card, x = json.loads(half.with_suffix(".json").read_text()), torch.ones(2, 2)
+    assert card["weights"] == "float16"
+    # 11 significant bits of each weight; the outputs of so small a network move by as much
+    torch.testing.assert_close(load(half).denoise(x, 0.5), load(whole).denoise(x, 0.5), rtol=1e-2, atol=1e-2)
+    assert torch.equal(load(half).denoise(x, 0.5), exported(small(), tick).denoise(x, 0.5).detach())
+
+
 def test_a_model_stopped_early_is_what_the_run_was_then(tmp_path):
     *_, tick = train_recipe(small(snapshot_steps=1), tmp_path / "run")
     first, _, last = snapshots(tmp_path / "run")

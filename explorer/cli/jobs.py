@@ -50,6 +50,9 @@ def train(
         list[str] | None, typer.Option("--set", help="Another value for a field of the recipe: plan.batch_size=256.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. Default: the recipe's own.")] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the weights to float16 before measuring and writing: half the size.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only build the networks and take one step on made-up data; needs no data set."),
@@ -101,7 +104,7 @@ def train(
         note(f"stopped from outside; run the same command again, or explorer runs {out.name} resume, to go on.")
         return
     with progress("measuring the model"):
-        weights = publish(recipe, tick, out)
+        weights = publish(recipe, tick, out, half=half)
     about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     if as_json:
         emit(

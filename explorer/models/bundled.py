@@ -273,6 +273,7 @@ def _build(part: str, about: Mapping[str, Any], file: Path) -> Any:
 def _net(about: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> nn.Module:
     with torch.device("meta"):  # a card that lies about sizes is found out before memory is taken
         net = _build("net", about, file)
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     try:
         net.load_state_dict(tensors, assign=True)
         net.to(memory_format=getattr(net, "memory_format", torch.contiguous_format))
@@ -348,11 +349,15 @@ def _part(part: str, value: Any) -> dict[str, Any]:
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU, floating point as float32."""
-    return {
-        key: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
-        for key, value in state.items()
-    }
+    """Contiguous copies on the CPU, floating point as float32, or as float16 where that loses nothing."""
+    out = {}
+    for key, value in state.items():
+        value = value.detach().cpu()
+        if value.is_floating_point():
+            value = value.float()
+            value = value.half() if torch.equal(value.half().float(), value) else value
+        out[key] = value.contiguous().clone()
+    return out
 
 
 def _narrowest(value: Tensor) -> Tensor:

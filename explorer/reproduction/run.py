@@ -105,20 +105,30 @@ def exported(recipe: Recipe, tick: Tick) -> nn.Module:
     return tick.method.export(tick.emas[recipe.ema]).eval()
 
 
-def publish(recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None, draws: int = 20) -> Path:
+def publish(
+    recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None, draws: int = 20, half: bool = False
+) -> Path:
     """Evaluate the model of a finished run, write it as NAME.safetensors with its card NAME.json, and return the former.
 
     Args:
         tick: the last one of `train_recipe`.
         seed: the one the run was given; None for the recipe's own.
         draws: disjoint sets of fresh samples the quality is measured on, each of the test split's size.
+        half: round the weights to float16 first, which halves the file; what the card says is of the rounded ones.
     """
     done = {"method": type(tick.method).__name__, "steps_done": tick.step, "images_done": tick.n_images}
-    return _publish(recipe, exported(recipe, tick), folder, recipe.name, seed, draws, tick.seconds, done)
+    return _publish(recipe, exported(recipe, tick), folder, recipe.name, seed, draws, half, tick.seconds, done)
 
 
 def publish_snapshot(
-    recipe: Recipe, snapshot: Snapshot, folder: Path | str, *, name: str, seed: int | None = None, draws: int = 20
+    recipe: Recipe,
+    snapshot: Snapshot,
+    folder: Path | str,
+    *,
+    name: str,
+    seed: int | None = None,
+    draws: int = 20,
+    half: bool = False,
 ) -> Path:
     """The same for what a run was at an earlier step: a model stopped early, whose learning rate had not fallen yet.
 
@@ -136,7 +146,7 @@ def publish_snapshot(
     done = {"method": type(method).__name__, "steps_done": snapshot.step, "images_done": snapshot.about["n_images"]}
     early = f"{recipe.name} as it was at step {snapshot.step}, before its learning rate had fallen."
     recipe = dataclasses.replace(recipe, notes=f"{early} {recipe.notes}".strip())
-    return _publish(recipe, model, folder, name, seed, draws, seconds, done)
+    return _publish(recipe, model, folder, name, seed, draws, half, seconds, done)
 
 
 def _publish(
@@ -146,10 +156,15 @@ def _publish(
     name: str,
     seed: int | None,
     draws: int,
+    half: bool,
     seconds: float,
     done: Mapping[str, Any],
 ) -> Path:
     data = load_dataset(recipe.data)
+    if half:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.half())
     if recipe.measure is not None:
         measured = recipe.measure(model)
     else:
@@ -163,6 +178,7 @@ def _publish(
         "minutes": round(seconds / 60, 1),
         "machine": machine(next(model.parameters()).device),
         **measured,
+        **({"weights": "float16"} if half else {}),
         "notes": recipe.notes,
         **({"knobs": dict(recipe.knobs)} if recipe.knobs else {}),
     }
