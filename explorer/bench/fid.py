@@ -1,4 +1,4 @@
-"""frechet-*: the distance between two Gaussians at the sizes of real feature spaces, beside the forms other packages use."""
+"""frechet-*: moments of features and the distance between two Gaussians at the sizes of real feature spaces, beside others' forms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from explorer.bench.clock import Effort, Work, installed, rounds
 from explorer.bench.rows import Row
+from explorer.metrics.accumulate import Accumulator
 from explorer.metrics.frechet import Moments, frechet_distance, frechet_from_samples
 
 Gaussians = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -49,6 +50,54 @@ def rank_deficient(name: str, effort: Effort, *, dim: int, n: int) -> Row:
         f"d = {dim}, two sets of {n} samples, float64. The peers start from the covariances, ours from the samples; "
         "on singular matrices theirs add up square roots of rounding errors, which is the difference under checks.",
     )
+
+
+def accumulation(name: str, effort: Effort, *, dim: int) -> Row:
+    """Features a second into mean and covariance, from float32 batches of 64 as a network gives them."""
+    dim, n, batch = (256, 1024, 64) if effort.quick else (dim, 4096, 64)
+    x = np.random.default_rng(dim).normal(size=(n, dim)).astype(np.float32)
+    batches = [x[i : i + batch] for i in range(0, n, batch)]
+    sums, lower = Accumulator(dim), np.zeros((dim, dim), order="F")
+    wide = [x[i : i + sums.rows].astype(np.float64) for i in range(0, n, sums.rows)]
+
+    def ours() -> np.ndarray:
+        fresh = Accumulator(dim)
+        for piece in batches:
+            fresh.update(piece)
+        return fresh.moments().cov
+
+    def limit() -> None:
+        for piece in wide:
+            scipy.linalg.blas.dsyrk(1.0, piece.T, beta=1.0, c=lower, lower=1, overwrite_c=1)
+
+    def raw_sums() -> Callable[[], np.ndarray]:
+        given = [torch.from_numpy(piece) for piece in batches]
+
+        def add() -> np.ndarray:
+            total, square = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+            for piece in given:
+                f = piece.double()
+                total += f.sum(0)
+                square += f.T @ f
+            return ((square - torch.outer(total, total) / n) / (n - 1)).numpy()
+
+        return add
+
+    peers, absent = installed({"sums of squares by batch": raw_sums})
+    times, values = rounds({"ours": ours, "limit": limit, **peers}, effort)
+    gap = np.abs(values["ours"] - values["sums of squares by batch"]).max() / np.abs(values["ours"]).max()
+    note = f"d = {dim}, {n} features in batches of {batch}, float64 sums; the peer is what EDM, torchmetrics and StyleGAN do."
+    limit_is = "the products alone, one triangle, on float64 rows that lie ready"
+    row = Row.of(
+        name,
+        times,
+        unit="s",
+        limit_is=limit_is,
+        absent=absent,
+        checks={"sums of squares by batch": float(gap)},
+        note=note,
+    )
+    return row.as_rate(n, "features/s")
 
 
 def _row(name: str, ours: Work, limit: Work, limit_is: str, moments: Gaussians, effort: Effort, note: str) -> Row:

@@ -52,6 +52,7 @@ def benches() -> dict[str, Bench]:
         "frechet-d64": partial(fid.full_rank, dim=64),
         "frechet-d768": partial(fid.full_rank, dim=768),
         "frechet-d2048": partial(fid.full_rank, dim=2048),
+        "frechet-accumulate-d2048": partial(fid.accumulation, dim=2048),
         "frechet-rank-deficient": partial(fid.rank_deficient, dim=2048, n=256),
         "live-browser": live.browser,
         "live-browser-n2000": partial(live.browser, to_the_end=True),
