@@ -22,11 +22,12 @@ from explorer.viz.solvers import measured_order, order_plot, work_precision
 from explorer.viz.steps import by_step, schedules
 from explorer.viz.theme import DARK, LIGHT, OKABE_ITO, THEMES, Theme, theme_of
 from explorer.viz.trajectories import projected, space, trajectories
+from explorer.viz.tuning import search_progress, winners_curse
 
 __all__ = [
     "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "arrows", "attribution", "budget", "by_step", "clouds",
     "code_normality", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "disagreement", "end_distances",
     "event_maps", "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood", "measured_order",
     "microscope", "numbers", "order_plot", "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds", "schedules", "scree",
-    "space", "step_density", "theme_of", "to_uint8", "trajectories", "work_precision",
+    "search_progress", "space", "step_density", "theme_of", "to_uint8", "trajectories", "winners_curse", "work_precision",
 ]  # fmt: skip
