@@ -45,6 +45,7 @@ _PUBLIC = {
     "explorer.knobs": ("SamplerKnobs",),
     "explorer.live": ("metric_for", "quality"),
     "explorer.paired": ("Comparison", "Side", "compare"),
+    "explorer.tuning": ("Budget", "MetricObjective", "Setting", "Study", "TruncationError", "Tuned", "tune"),
 }  # fmt: skip
 _MODULES = (
     "apps",
@@ -57,6 +58,7 @@ _MODULES = (
     "sampling",
     "training",
     "trajectory",
+    "tuning",
     "viz",
 )
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
