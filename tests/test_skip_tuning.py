@@ -62,9 +62,12 @@ def test_alignment_is_that_of_the_group_borders(groups, aligned):
 
 def test_norm_ratios_by_hand(digits):
     x, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
-    got = norm_ratios(digits, x, 0.5, labels)
+    got = norm_ratios(digits, lambda: digits.denoise(x, 0.5, labels))
     assert got.shape == (3, digits.n_skips) and (got > 0).all()
-    half = norm_ratios(SkipTuned(digits, [0.5, 1, 1, 1, 1]), x, 0.5, labels)
+    tuned = SkipTuned(digits, [0.5, 1, 1, 1, 1])
+    half = norm_ratios(tuned, lambda: tuned.denoise(x, 0.5, labels))
+    twice = norm_ratios(digits, lambda: [m.denoise(x, 0.5, labels) for m in (digits, tuned)])
+    torch.testing.assert_close(twice, (got + half) / 2)
     torch.testing.assert_close(half[:, 0], 0.5 * got[:, 0], rtol=1e-6, atol=0)  # what the deepest block reads is halved
     assert network_of(load("digits-cd")) is not None and not any(b._forward_pre_hooks for b in digits.net.modules())
 

@@ -97,14 +97,14 @@ def network_of(model: Model) -> nn.Module:
 
 
 @torch.no_grad()
-def norm_ratios(model: Model, x: Tensor, sigma: float, cond: Cond = None) -> Tensor:
-    """prop_i = |d_i| / |u_i| of each sample and skip, (B, k), from the lowest resolution up.
+def norm_ratios(model: Model, run: Callable[[], object]) -> Tensor:
+    """prop_i = |d_i| / |u_i| of each sample and skip, mean over the network calls that `run()` makes: (B, k), lowest resolution first.
 
-    Args: x: noisy states (B, *shape) of the model's own path at noise level sigma.
+    Args: run: asks the model for one batch, once or in the steps of a sampler.
     """
-    found: list[Tensor] = []
+    parts, found = skip_blocks(network_of(model)), []
     hooks = []
-    for part in skip_blocks(network_of(model)):
+    for part in parts:
 
         def seen(module, args, n=part.n_main):
             u, d = args[0][:, :n].flatten(1), args[0][:, n:].flatten(1)
@@ -112,11 +112,11 @@ def norm_ratios(model: Model, x: Tensor, sigma: float, cond: Cond = None) -> Ten
 
         hooks.append(part.block.register_forward_pre_hook(seen))
     try:
-        model.denoise(x, model.path.time_at(sigma), cond)
+        run()
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found, dim=1).double()
+    return torch.stack(found).unflatten(0, (-1, len(parts))).mean(0).T.double()
 
 
 def block_change(part: SkipBlock, h: Tensor, emb: Tensor, rho: float, *, shortcut: bool = True) -> float:
