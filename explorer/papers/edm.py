@@ -187,7 +187,7 @@ def shapes32(name: str) -> Recipe:
     """Lit shapes of 32x32 in six classes: half an hour of one core for "shapes32", three minutes for "shapes32-small".
 
     The second is a poorer model on purpose, as is "shapes32-early", which is the first at step 1400 (`publish_snapshot`):
-    what a good model can be guided away from. Its loss was still falling; more steps make a better one.
+    what a good model can be guided away from. The losses of all were still falling: more steps make better ones.
 
     sd = 0.26 is measured. P_mean lies higher than digits' rule puts it (-1.9), and P_std is wider: class, colour and place of
     an object of a hundred pixels are settled while the noise is still several times its contrast.
