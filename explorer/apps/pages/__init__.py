@@ -12,10 +12,12 @@ from explorer.apps.pages.base import Lab
 from explorer.apps.pages.sampler_lab import SamplerLab
 from explorer.apps.pages.training import TrainingLab
 from explorer.apps.pages.trajectory_lab import TrajectoryLab
+from explorer.apps.pages.tuning import TuningLab
 from explorer.apps.session import Session
 from explorer.apps.store import Store
 from explorer.apps.training.state import Trainings
 from explorer.apps.trajectory.state import Trajectories
+from explorer.apps.tuning.state import Tunings
 
 
 @dataclass(frozen=True)
@@ -37,5 +39,6 @@ PAGES = (
     Page("lab", "Sampler Lab", "lab", SamplerLab, Session),
     Page("trajectory", "Trajectory Lab", "trajectory", TrajectoryLab, Trajectories),
     Page("training", "Training", "training", TrainingLab, Trainings),
+    Page("tuning", "Tuning", "tuning", TuningLab, Tunings),
     Page("atlas", "Atlas", "atlas", AtlasLab, Atlas),
 )

@@ -1,0 +1,109 @@
+"""Between the pages' knobs and the engine's settings, and a model that lets others have their turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+from explorer.apps import settings
+from explorer.errors import BadValue
+from explorer.knobs import SamplerKnobs, used_by
+from explorer.models.base import Model
+from explorer.sampling import SOLVERS, OdeSampler
+from explorer.tuning import Guidance, Skips
+from explorer.tuning import Setting as Tunable
+
+ASKED = ("_as", "predict", "jump")
+"""Methods through which a model is asked."""
+
+
+def tunable(knobs: SamplerKnobs, model: Model) -> Tunable:
+    """The knobs as the engine's setting of the bare model.
+
+    Raises: BadValue where they contradict each other or the model.
+    """
+    _, sampler = knobs.build(model)
+    wrappers: list[Any] = []
+    scales = knobs.skip_scales(model.n_skips)
+    if scales is not None:
+        wrappers.append(Skips(tuple(scales)))
+    if knobs.guidance != 1:
+        no_limit = knobs.guidance_hi >= knobs.param.guidance_hi.bounds[1]
+        wrappers.append(Guidance(knobs.guidance, (knobs.guidance_lo, math.inf if no_limit else knobs.guidance_hi)))
+    return Tunable(sampler, tuple(wrappers))
+
+
+def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
+    """The engine's setting as knobs; what a setting does not say (class, seed) is taken from `base`.
+
+    Raises: BadValue where the Sampler Lab has no knob for something in it, naming it.
+    """
+    sampler = found.sampler
+    if not isinstance(sampler, OdeSampler):
+        raise BadValue(f"the Sampler Lab has no knobs for {type(sampler).__name__}: use its JSON or Python instead.")
+    name = next((n for n, cls in SOLVERS.items() if type(sampler.solver) is cls), None)
+    if name is None or sampler.path is not None:
+        raise BadValue("the Sampler Lab does not know this solver on this path: use its JSON or Python instead.")
+    values = {**base.to_dict(), "solver": name}
+    values |= {knob: getattr(sampler.solver, field) for knob, field in used_by(name).items()}
+    values |= {"guidance": 1.0, "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
+    values |= {knob: SamplerKnobs.param[knob].default for knob in ("guidance_lo", "guidance_hi")}
+    for wrapper in found.wrappers:
+        low, high = wrapper.interval
+        if isinstance(wrapper, Skips):
+            if (low, high) != (0.0, math.inf):
+                raise BadValue(
+                    "the Sampler Lab scales skips at every σ, and these act on an interval: use JSON or Python."
+                )
+            values["skip_bank"] = list(wrapper.scales)
+        elif wrapper.guide:
+            raise BadValue(
+                f"the Sampler Lab has no guide model, and this moves away from {wrapper.guide}: use JSON or Python."
+            )
+        else:
+            most = SamplerKnobs.param.guidance_hi.bounds[1]
+            values |= {"guidance": wrapper.scale, "guidance_lo": low, "guidance_hi": min(high, most)}
+    return _on_grid(values, base, model, sampler)
+
+
+def _on_grid(values: dict[str, Any], base: SamplerKnobs, model: Model, sampler: OdeSampler) -> SamplerKnobs:
+    times = sampler.grid.times
+    if sampler.grid.coordinate != "sigma" or times[-1] != 0:
+        raise BadValue("the Sampler Lab's grids end at σ = 0: use JSON or Python.")
+    own = SamplerKnobs.from_dict(values)
+    if base.nodes is None:
+        own.n_steps = sampler.grid.n_steps
+        if own.build(model)[1].grid.times == times:
+            return own
+        own.n_steps = base.n_steps
+    own.nodes = list(times[:-1])
+    own.check(model)
+    return own
+
+
+def lab_link(setting: settings.Setting, pinned: settings.Setting | None = None) -> str:
+    """Address of the Sampler Lab with this setting, and another one pinned as A."""
+    fields = settings.spell(setting)
+    if pinned is not None:
+        fields |= settings.spell(pinned, "a.", leave=("seed",))
+    return "./lab#" + settings.join("lab", fields)
+
+
+def watched(model: Model, between: Callable[[], None]) -> Model:
+    """The same model, tensors shared, that calls `between` before each evaluation; its count of evaluations is its own."""
+    seen = copy.copy(model)
+    seen._calls = [0]
+
+    def asked(inner: Callable) -> Callable:
+        def ask(*args, **more):
+            between()
+            return inner(*args, **more)
+
+        return ask
+
+    for name in ASKED:
+        if hasattr(type(seen), name):
+            setattr(seen, name, asked(getattr(seen, name)))
+    return seen
