@@ -99,7 +99,7 @@ def plan(content: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> P
         format="guided-diffusion",
         config=config,
         tensors=tensors,
-        wanted=lambda net: _wanted(net, learnt, order),
+        wanted=lambda net: wanted_of(net, learnt, order),
         process=process,
         facts={"process": given["process"]},
         assumed=tuple(assumed),
@@ -150,7 +150,8 @@ def _config(
     }, n_last == 2 * n_colours
 
 
-def _wanted(net: nn.Module, learnt: bool, order: str) -> Wanted:
+def wanted_of(net: nn.Module, learnt: bool, order: str) -> Wanted:
+    """Our tensors with the names of theirs; `learnt`: theirs also predicts a variance; `order`: one of ORDERS."""
     places = {
         f"encoder.{name}": (f"input_blocks.{i}.0.", f"input_blocks.{i}.1.") for i, name in enumerate(net.encoder, 1)
     }
