@@ -259,7 +259,7 @@ def resize_tf1(x: Tensor, side: int = SIDE) -> Tensor:
     """Bilinear resizing as TensorFlow 1 does it with align_corners=False: (B, C, H, W) -> (B, C, side, side).
 
     Output pixel i sits at input position i * H / side, with no half-pixel shift, so the picture moves by up to half an input
-    pixel towards the lower right and its last rows repeat; shrinking skips pixels, nothing is averaged. Positions are rounded to
+    pixel towards the upper left and its last rows repeat; shrinking skips pixels, nothing is averaged. Positions are rounded to
     float32 as they are there.
     """
     for axis in (3, 2):  # across first, then down, as there

@@ -30,7 +30,15 @@ from explorer.files import sweep, write_atomic
 from explorer.metrics.accumulate import Accumulator
 from explorer.metrics.base import Estimate, jackknife
 from explorer.metrics.features import FeatureSpace, weights_hash
-from explorer.metrics.frechet import Moments, Reference, distance_name, finite_sample_bias, frechet_distance, spectrum
+from explorer.metrics.frechet import (
+    JACKKNIFE_FROM,
+    Moments,
+    Reference,
+    distance_name,
+    finite_sample_bias,
+    frechet_distance,
+    spectrum,
+)
 from explorer.metrics.statistics import write_statistics
 from explorer.models.base import Model
 from explorer.sampling.samplers import Labels, Sampler, device_of, sample
@@ -122,6 +130,7 @@ class BlockScores:
         """What a reader must know before he compares the least with another number."""
         k, first = len(self.estimates), self.estimates[0]
         parts = [f"plain values at n = {first.n}, expected to be {first.bias or 0:.2g} too high for that n alone"]
+        parts += [f"n is {first.note}"] if first.note else []
         if k > 1:
             spread = float(np.std([e.value for e in self.estimates], ddof=1))
             below = (
