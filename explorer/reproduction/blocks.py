@@ -345,9 +345,8 @@ def _measured(lanes: Iterable[Moments], reference: Reference, protocol: str) -> 
     bias = finite_sample_bias(spectrum(total.cov, reference.root).s, float(np.trace(total.cov)), total.n)
     name = distance_name(reference.features)
     name = f"FID[{protocol}]" if protocol and name.startswith("FID") else name
-    note = (
-        "" if total.n > 2 * reference.dim else f"n is small beside {reference.dim} features: the value is mostly bias"
-    )
+    few = total.n < JACKKNIFE_FROM * reference.dim
+    note = f"too few for {reference.dim} features: much of the value is bias, its correction crude" if few else ""
     return Estimate(value, error, total.n, name, value, bias, dof, note)
 
 
