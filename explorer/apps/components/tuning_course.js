@@ -39,8 +39,10 @@ export function render({ model, el }) {
     const base = dots.find((t) => t.number === 0), whole = dots.filter((t) => t.whole);
     // Hopeless trials would squeeze the others: the frame reaches a little beyond the baseline, they stand at its edge.
     const roof = base ? base.value * (base.value > 0 ? 1.6 : 1) + 3 * (base.se || 0) : Math.max(...dots.map((t) => t.value));
-    for (const t of dots) down.add(Math.min(t.value + (t.se || 0), roof), Math.min(t.value, roof) - (t.se || 0));
-    for (const p of d.held || []) if (p.value !== null) down.add(p.value + (p.se || 0), p.value - (p.se || 0));
+    const floor = Math.min(...dots.map((t) => t.value));
+    const lowest = (value, se) => (floor > 0 ? Math.max(value - (se || 0), 0.8 * floor) : value - (se || 0));
+    for (const t of dots) if (t.value <= roof) down.add(Math.min(t.value + (t.se || 0), roof), lowest(t.value, t.se)); else down.add(roof);
+    for (const p of d.held || []) if (p.value !== null && p.value <= roof) down.add(p.value + (p.se || 0), Math.min(p.value, lowest(p.value, p.se)));
     const pad = 0.06 * (down.high - down.low || Math.abs(down.high) || 1), low = down.low > 0 ? Math.max(down.low - pad, down.low * 0.8) : down.low - pad, high = down.high + pad;
 
     const width = byTrial.clientWidth || 520, height = byTrial.clientHeight || 216, left = 48, right = width - 10, top = 8, bottom = height - 26;
@@ -51,7 +53,7 @@ export function render({ model, el }) {
     const parts = [...rules(y, left, right), s("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
       ...ticks(across.low, across.high, Math.floor(width / 90)).map((v) => s("text", { x: x(v), y: bottom + 14, "text-anchor": "middle" }, v)), s("text", { x: right, y: height - 1, "text-anchor": "end" }, "trial")];
     if (base) {
-      const up = y.at(Math.min(base.value + (base.se || 0), high)), lo = y.at(base.value - (base.se || 0));
+      const up = y.at(Math.min(base.value + (base.se || 0), high)), lo = y.at(Math.max(base.value - (base.se || 0), low));
       parts.push(s("rect", { x: left, y: up, width: right - left, height: Math.max(lo - up, 0), fill: "var(--pinned)", opacity: 0.1 }), s("line", { x1: left, x2: right, y1: y.at(base.value), y2: y.at(base.value), stroke: "var(--pinned)", "stroke-width": 1, "stroke-dasharray": "4 3" }),
         s("text", { x: right, y: y.at(base.value) - 4, "text-anchor": "end" }, "baseline"));
     }
@@ -61,8 +63,8 @@ export function render({ model, el }) {
     if (whole.length) parts.push(s("path", { d: `${path.join("")}H${x(whole.at(-1).number)}`, fill: "none", stroke: "var(--c0)", "stroke-width": 1.6, "data-part": "best" }));
     const size = small(dots), color = (t) => (t.number === 0 ? "var(--pinned)" : "var(--c0)");
     const place = (t) => y.at(clamp(t.value, low, high));
-    for (const t of dots) if (t.number !== d.best && t.number !== d.picked) parts.push(mark(t, x(t.number), place(t), dots.length > 160 ? null : y.at(Math.min(t.value + (t.se || 0), high)), y.at(Math.min(t.value - (t.se || 0), high)), color(t), size, d));
-    for (const t of dots) if (t.number === d.best || t.number === d.picked) parts.push(mark(t, x(t.number), place(t), y.at(Math.min(t.value + (t.se || 0), high)), y.at(Math.min(t.value - (t.se || 0), high)), color(t), size + 1, d));
+    for (const t of dots) if (t.number !== d.best && t.number !== d.picked) parts.push(mark(t, x(t.number), place(t), dots.length > 160 ? null : y.at(Math.min(t.value + (t.se || 0), high)), y.at(clamp(t.value - (t.se || 0), low, high)), color(t), size, d));
+    for (const t of dots) if (t.number === d.best || t.number === d.picked) parts.push(mark(t, x(t.number), place(t), y.at(Math.min(t.value + (t.se || 0), high)), y.at(clamp(t.value - (t.se || 0), low, high)), color(t), size + 1, d));
     for (const t of failed) parts.push(s("text", { x: x(t.number), y: top + 8, "text-anchor": "middle", style: "fill: var(--bad)" }, "×", s("title", {}, `trial ${t.number}: ${t.failed}`)));
     byTrial.replaceChildren(...parts);
     said.textContent = `Each trial on the same n = ${d.n} samples of noise${dots.some((t) => !t.whole) ? "; hollow: on fewer" : ""}${failed.length ? `; ×: ${failed.length} without a number` : ""}. Click one to look at it.`;
@@ -79,12 +81,12 @@ export function render({ model, el }) {
     const edge = (d.front || []).map((n) => priced.find((t) => t.number === n)).filter(Boolean);
     for (const t of priced) out.push(s("circle", { cx: px(t.nfe), cy: place(t), r: 2, fill: "var(--c0)", opacity: 0.35 }));
     if (edge.length > 1) out.push(s("polyline", { points: edge.map((t) => `${px(t.nfe)},${place(t)}`).join(" "), fill: "none", stroke: "var(--c0)", "stroke-width": 1.5 }));
-    for (const t of edge) out.push(mark(t, px(t.nfe), place(t), y.at(Math.min(t.value + (t.se || 0), high)), y.at(Math.min(t.value - (t.se || 0), high)), color(t), 4, d));
-    if (base?.nfe && !edge.includes(base)) out.push(mark(base, px(base.nfe), place(base), y.at(base.value + (base.se || 0)), y.at(base.value - (base.se || 0)), "var(--pinned)", 4, d));
+    for (const t of edge) out.push(mark(t, px(t.nfe), place(t), y.at(Math.min(t.value + (t.se || 0), high)), y.at(clamp(t.value - (t.se || 0), low, high)), color(t), 4, d));
+    if (base?.nfe && !edge.includes(base)) out.push(mark(base, px(base.nfe), place(base), y.at(base.value + (base.se || 0)), y.at(Math.max(base.value - (base.se || 0), low)), "var(--pinned)", 4, d));
     for (const p of d.held || []) {
       if (p.value === null || p.value > high) continue;
       const cx = px(p.nfe) + 9;
-      out.push(s("line", { x1: cx, x2: cx, y1: y.at(p.value + (p.se || 0)), y2: y.at(p.value - (p.se || 0)), stroke: "var(--c3)", "stroke-width": 2 }), s("path", { d: `M${cx},${y.at(p.value) - 4.5}l4.5,4.5l-4.5,4.5l-4.5,-4.5z`, fill: "var(--card)", stroke: "var(--c3)", "stroke-width": 1.6, "data-part": "held-out" }));
+      out.push(s("line", { x1: cx, x2: cx, y1: y.at(p.value + (p.se || 0)), y2: y.at(Math.max(p.value - (p.se || 0), low)), stroke: "var(--c3)", "stroke-width": 2 }), s("path", { d: `M${cx},${y.at(p.value) - 4.5}l4.5,4.5l-4.5,4.5l-4.5,-4.5z`, fill: "var(--card)", stroke: "var(--c3)", "stroke-width": 1.6, "data-part": "held-out" }));
     }
     byCost.replaceChildren(...out);
     front.replaceChildren("Front of cost and value", ...(d.held?.length ? ["; ", h("span", { style: "color: var(--c3)" }, "◇"), " the same on held-out noise, beside it"] : [": no trial beats these at their cost"]), ".");

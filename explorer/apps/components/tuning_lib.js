@@ -5,9 +5,9 @@ function logTicks(low, high, most = 7) {
   return out.length > most ? out.filter((_, i) => i % Math.ceil(out.length / most) === 0) : out;
 }
 
-/** An axis of values between two ends, logarithmic where they span more than a factor of 30. */
+/** An axis of values between two ends, logarithmic where they span more than a factor of 8. */
 function axisOf(low, high, from, to) {
-  const log = low > 0 && high / low > 30, map = log ? Math.log : (v) => v;
+  const log = low > 0 && high / low > 8, map = log ? Math.log : (v) => v;
   const a = map(low), b = map(high), size = Math.abs(to - from);
   return { log, at: (v) => from + (map(log ? Math.max(v, low) : v) - a) / (b - a || 1) * (to - from), marks: log ? logTicks(low, high, Math.max(3, Math.floor(size / 32))) : ticks(low, high, Math.max(2, Math.floor(size / 44))) };
 }

@@ -12,7 +12,7 @@ export function render({ model, el }) {
       return false;
     },
   });
-  const area = (name) => { const slot = lab.querySelector(`.slot[style*="grid-area: ${name}"]`); slot.style.gridArea = ""; return slot; };
+  const area = (name) => { const slot = lab.querySelector(`.slot[style*="grid-area: ${name}"]`); slot.style.gridArea = ""; slot.dataset.slot = name; return slot; };
   lab.append(h("div", { class: "left" }, area("form"), area("knobs")), h("div", { class: "main" }, area("outcome"), area("course"), area("steps")), h("div", { class: "side" }, area("searches"), area("trials"), area("map")));
   return lab;
 }

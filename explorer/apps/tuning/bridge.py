@@ -93,13 +93,19 @@ def lab_link(setting: settings.Setting, pinned: settings.Setting | None = None) 
 
 def watched(model: Model, between: Callable[[], None]) -> Model:
     """The same model, tensors shared, that calls `between` before each evaluation; its count of evaluations is its own."""
-    seen = copy.copy(model)
+    seen, inside = copy.copy(model), [False]
     seen._calls = [0]
 
     def asked(inner: Callable) -> Callable:
         def ask(*args, **more):
+            if inside[0]:  # one of these methods asks another
+                return inner(*args, **more)
             between()
-            return inner(*args, **more)
+            inside[0] = True
+            try:
+                return inner(*args, **more)
+            finally:
+                inside[0] = False
 
         return ask
 

@@ -251,9 +251,7 @@ class Plan:
     @property
     def report(self) -> range:
         """Seeds of the numbers at the end."""
-        if self.objective == "metric":
-            return range(max(2000, 2 * self.n))
-        return range(2 * self.n if self.images else max(1000, 2 * self.n))
+        return range(max(2000, 2 * self.n) if self.objective == "metric" else max(128, 2 * self.n))
 
     def cost(self) -> int | None:
         """Network evaluations times samples, report included; None where the cost of a step is not known beforehand."""

@@ -129,14 +129,18 @@ class Searches:
             call()
 
     def _course(self, job: Job, run: Running) -> Iterator[Any]:
-        plan, calls, began = run.plan, 0, time.monotonic()
+        plan, calls, past, held, began = run.plan, 0, 0, 1, time.monotonic()
 
         def between() -> None:
             nonlocal calls
             if job.stop.is_set() or (run.halt.is_set() and run.state == "running"):
                 raise Stopped("stopped")
             calls += 1
-            if not run.trials and plan.objective == "truncation" and not solved(study.objective):
+            if run.state == "reporting":
+                run.words = f"measuring the winner on held-out noise, {min((calls - past) / held, 1):.0%}"
+                if calls % 16 == 0:
+                    self.tell()
+            elif not run.trials and plan.objective == "truncation" and not solved(study.objective):
                 every = (2 * plan.n_reference - 1) * -(-plan.n // 256)
                 run.words = f"solving the fine reference, {min(calls / every, 1):.0%}"
                 if calls % 16 == 0:
@@ -145,12 +149,12 @@ class Searches:
 
         study = plan.study(watched(catalogue.model(plan.model), between), run.folder / (run.name + records.JOURNAL))
         yield "running"
-        past = len(records.read(run.name, run.folder).trials)
+        written = len(records.read(run.name, run.folder).trials)
         begun, share = began, 0.0
         try:
             with contextlib.closing(iter(study)) as trials:
                 for trial in trials:
-                    if trial.number < max(past, 1):  # what the journal has comes back at once
+                    if trial.number < max(written, 1):  # what the journal has comes back at once
                         begun, share = time.monotonic(), study.fraction
                     gone = study.fraction - share
                     run.eta = (time.monotonic() - begun) * (1 - study.fraction) / gone if gone > 0 else None
@@ -162,6 +166,9 @@ class Searches:
             if job.stop.is_set():
                 return
         if sum(not t.failed for t in study.trials) > 1:
+            again = {t.setting.key(): t.nfe or 0 for t in (study.best, study.trials[0], *study.front())}
+            fine = 2 * plan.n_reference - 1 if plan.objective == "truncation" else 0
+            past, held = calls, (fine + sum(again.values())) * -(-len(plan.report) // 256)
             yield "reporting"
             study.finish(plan.report).save(run.folder / (run.name + records.FOUND))
 

@@ -20,7 +20,7 @@ from explorer.apps.tuning.address import SETTABLE
 from explorer.apps.tuning.bridge import knobs_for, lab_link, tunable
 from explorer.apps.tuning.exports import EXPORTS, Download, exported
 from explorer.apps.tuning.measure import Map, StepErrors
-from explorer.apps.tuning.plan import Plan, suggested_n, with_nfe
+from explorer.apps.tuning.plan import OBJECTIVES, SUITED, WHATS, Plan, suggested_n, with_nfe
 from explorer.apps.tuning.records import Record
 from explorer.apps.tuning.searches import SEARCHES, Running, Searches
 from explorer.apps.worker import Failure, Job, Worker
@@ -111,6 +111,9 @@ class Tunings(Store):
         """One of SETTABLE; what does not go with it any more takes its first choice."""
         if name not in SETTABLE:
             raise UnknownName("field of a search", name, SETTABLE)
+        names = {"what": WHATS, "objective": OBJECTIVES, "method": SUITED[self.plan.what]}
+        if name in names and value not in names[name]:
+            raise UnknownName("thing to tune" if name == "what" else name, value, names[name])
         if name == "minutes":
             value = None if value in (None, "") else float(value)
         elif name in ("n", "trials", "seed"):
@@ -486,6 +489,8 @@ class Tunings(Store):
             if name and self.searches.get(name) is None:
                 records.named(name, self.folder)
             self.shown, self.picked = name, None
+            if not link:
+                self.shown = next((r.name for r in self._reader.all(self.folder, self.searches.busy)), "")
         except (ExplorerError, ValueError, TypeError) as error:
             self.error = Failure(f"This address could not be opened: {error}", f"{link}\n{error}")
         self.look()

@@ -23,7 +23,6 @@ from explorer.tuning import Trial, Tuned
 BASE = "var(--pinned)"
 N_ROWS = 40
 MOST_DOTS = 2000
-OPEN_GROUPS = ("Solver", "Skip-tuning")
 LEFT_OUT = ("Class",)
 WORDS = {"done": "done", "stopped": "stopped", "failed": "failed", "broken": "cannot be read"}
 
@@ -168,7 +167,12 @@ def knobs_data(store: Tunings) -> dict:
         gists["Schedule"] = f"own σ, {len(knobs.nodes)} steps"
     if model.n_skips and knobs.skip_bank is not None:
         gists["Skip-tuning"] = "own bank"
-    return {"groups": groups, "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}
+    return {
+        "groups": groups,
+        "controls": controls,
+        "open": ["Solver", *(["Skip-tuning"] if model.n_skips else [])],
+        "gists": gists,
+    }
 
 
 def _gist(control: dict) -> str:
