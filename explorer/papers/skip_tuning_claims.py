@@ -101,7 +101,7 @@ def live(bench: Bench) -> Verdict:
 
 
 def pixel_loss(bench: Bench) -> Verdict:
-    """On data it was not trained on, the loss of the best factor in the sweep is not below that near 1."""
+    """On the data it was trained for: the factor of least loss in the sweep, and by how much it is below that of 1."""
     model = bundled.load("digits")
     x0, labels, eps = digits(bench, 512)
     best, gaps = {}, {}
