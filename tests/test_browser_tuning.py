@@ -11,6 +11,7 @@ import pytest
 from browsing import Visitor
 
 pytest.importorskip("panel")
+pytest.importorskip("optuna")
 
 from explorer.tuning import Tuned
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 ASK = (
     "tuning#tuning?model=oracle-8gaussians&solver=euler&n_steps=4&sigma_max=20.0&sigma_min=0.05"
-    "&u.what=schedule&u.method=coordinate&u.n=32&u.trials=5000"
+    "&u.what=schedule&u.method=tpe&u.n=32&u.trials=5000"
 )
 
 
@@ -113,6 +114,7 @@ def test_a_search_from_start_to_the_sampler_lab(browser, served):
 def test_a_map_in_the_dark_on_a_narrow_screen(browser, served):
     address, _ = served
     page = TuningVisitor(browser, address, f"{ASK}&u.x=rho,2.0,9.0&u.y=n_steps,2,4", width=480, height=800)
+    page.page.locator("[data-step]").first.wait_for()
     page.page.keyboard.press("t")
     page.page.locator(".lab[data-theme=dark]").wait_for()
     page.act("map").click()

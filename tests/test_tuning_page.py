@@ -11,6 +11,7 @@ import torch
 from desks import Desk as Bare
 
 pytest.importorskip("panel")
+pytest.importorskip("optuna")
 
 from explorer.apps import catalogue, settings
 from explorer.apps.pages.tuning import TuningLab
@@ -32,6 +33,8 @@ SMALL = (
     f"tuning?model={MODEL}&label=-1&solver=euler&n_steps=3&sigma_max=20.0&sigma_min=0.05"
     "&u.what=schedule&u.n=32&u.trials=4&u.method=coordinate"
 )
+
+ENDLESS = SMALL.replace("u.trials=4", "u.trials=5000").replace("coordinate", "tpe")
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +205,7 @@ def test_a_search_fills_in_ends_on_noise_it_never_saw_and_is_kept(desk, tmp_path
 
 
 def test_a_stopped_search_reports_what_it_has_and_goes_on_after_a_restart(desk):
-    page = desk(SMALL.replace("u.trials=4", "u.trials=500") + "&u.seed=3")
+    page = desk(ENDLESS + "&u.seed=3")
     page.send("start")
     page.until(lambda: len(page.store.trials) > 3)
     page.send("stop")
@@ -218,7 +221,7 @@ def test_a_stopped_search_reports_what_it_has_and_goes_on_after_a_restart(desk):
     assert again.store.plan == page.store.plan
     again.send("choose", name="trials", value=2)
     record = again.store.record
-    assert record.plan.trials == 500
+    assert record.plan.trials == 5000
     again.send("resume")
     again.until(lambda: len(again.store.trials) > done + 1)
     again.send("stop")
@@ -229,7 +232,7 @@ def test_a_stopped_search_reports_what_it_has_and_goes_on_after_a_restart(desk):
 
 
 def test_a_search_belongs_to_the_process_and_every_page_sees_it(desk):
-    page = desk(SMALL.replace("u.trials=4", "u.trials=3000"))
+    page = desk(ENDLESS)
     page.send("start")
     page.until(lambda: page.state == "running")
     page.store.close()  # the tab is gone
@@ -319,6 +322,7 @@ def test_choices_that_have_no_meaning_say_why(desk):
     page.send("set", knob="n_steps", value=1)
     assert page.store.plan.what != "schedule"
     page.send("model", name="toy-8gaussians-cd")
+    page.send("set", knob="n_steps", value=1)
     form = page.lab.form.data
     assert form["blocked"] and {o["name"] for o in form["objectives"] if not o["reason"]} == {"metric"}
     page.send("start")

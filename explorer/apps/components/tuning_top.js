@@ -25,6 +25,7 @@ export function render({ model, el }) {
     h("div", { class: "controls" }, h("div", { class: "what" }, title, h("div", { class: "line" }, state, bar, words)),
       h("div", { class: "acts" }, Object.values(acts), lab, menu)), notice, failure);
 
+  for (const node of [...Object.values(acts), lab, menu, bar, state]) node.hidden = true;
   let drawn = "";
   function draw() {
     const d = model.data;

@@ -407,11 +407,8 @@ class Tunings(Store):
         if which not in self.axes:
             raise UnknownName("axis", which, self.axes)
         before = self.axes[which]
-        new = (
-            {**before, **given}
-            if given.get("knob", before.get("knob")) == before.get("knob")
-            else {"knob": given["knob"]}
-        )
+        same = given.get("knob", before.get("knob")) == before.get("knob")
+        new = {**(before if same else {}), **given}
         measure.axis(self.knobs, self.model, new.get("knob") or self.axis(which).knob, new.get("low"), new.get("high"))
         self.axes[which] = new
         self.changed("map", "view")
