@@ -20,6 +20,10 @@ from explorer.nets import MLP, FeatureNet, UNet
 from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, VP, Linear
 from explorer.process.precondition import EDMPrecondition, FlowPrecondition
+from explorer.sampling.grids import TimeGrid
+from explorer.sampling.samplers import OdeSampler, sample
+from explorer.sampling.seeds import Seeds
+from explorer.sampling.solvers import Heun
 
 
 def shaken(net):
@@ -255,3 +259,14 @@ def test_weights_that_float16_holds_are_stored_as_such_and_come_back_as_float32(
     assert {p.dtype for p in back.parameters()} == {torch.float32}
     for a, b in zip(net.parameters(), back.net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_bundled_shapes_look_as_their_card_says():
+    card, model = bundled.card("shapes32"), bundled.load("shapes32")
+    assert model.shape == (3, 32, 32) and model.n_classes == 6 and card["classes"][5] == "star"
+    stated = next(row for row in card["metrics"] if row["metric"] == "agreement of shapes32-cnn with the label")
+    seeds = Seeds(range(24))
+    x = sample(model, OdeSampler(Heun(), TimeGrid.karras(9, 0.002, 80.0)), seeds).float()
+    right = (bundled.load_features("shapes32-cnn")(x).argmax(1) == seeds.labels(6)).double().mean()
+    p = stated["value"]
+    assert float(right) > p - 5 * (p * (1 - p) / 24) ** 0.5 - 0.02  # the card's is of 18 steps
