@@ -184,13 +184,10 @@ SHAPES32_UNETS = {
 
 
 def shapes32(name: str) -> Recipe:
-    """Lit shapes of 32x32 in six classes: half an hour of one core for "shapes32", three minutes for "shapes32-small".
+    """Lit shapes of 32x32 in six classes, and a smaller, poorer model of them, for a good one to be guided away from.
 
-    The second is a poorer model on purpose, as is "shapes32-early", which is the first at step 1400 (`publish_snapshot`):
-    what a good model can be guided away from. The losses of all were still falling: more steps make better ones.
-
-    sd = 0.26 is measured. P_mean lies higher than digits' rule puts it (-1.9), and P_std is wider: class, colour and place of
-    an object of a hundred pixels are settled while the noise is still several times its contrast.
+    sd = 0.26 is measured. P_mean lies above digits' rule (-1.9) and P_std is wider: class, colour and place of an object of a
+    hundred pixels are settled while the noise is still several times its contrast. All losses were still falling.
     """
     small = name.endswith("-small")
     settings = {"p_mean": -1.0, "p_std": 1.4, "label_dropout": 0.1}
@@ -212,11 +209,7 @@ def shapes32(name: str) -> Recipe:
         data="shapes32",
         method=method,
         plan=Plan(
-            1400 if small else 5400,
-            64,
-            optimizer=optimizer,
-            emas=(EmaPlan(half_life=20_000),),
-            snapshot_steps=200,
+            1400 if small else 5400, 64, optimizer=optimizer, emas=(EmaPlan(half_life=20_000),), snapshot_steps=200
         ),
         sampler=OdeSampler(Heun(), TimeGrid.karras(18, *SIGMA_RANGE)),
         more=tuple(OdeSampler(Heun(), TimeGrid.karras(n, *SIGMA_RANGE)) for n in (5, 9)),
