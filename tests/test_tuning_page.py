@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("optuna")
 from explorer.apps import catalogue, settings
 from explorer.apps.pages.tuning import TuningLab
 from explorer.apps.tuning import bridge, measure, records
-from explorer.apps.tuning.plan import Plan, with_nfe
+from explorer.apps.tuning.plan import SUITED, Plan, objectives, whats, with_nfe
 from explorer.apps.tuning.searches import Searches
 from explorer.apps.tuning.state import Tunings
 from explorer.apps.worker import Worker
@@ -334,6 +335,23 @@ def test_choices_that_have_no_meaning_say_why(desk):
     assert len(bank["names"]) == catalogue.model("digits").n_skips
     page.send("set", knob="skip_bank", value=[0.9] * len(bank["names"]))
     assert page.store.plan.knobs.skip_bank == [0.9] * len(bank["names"])
+
+
+@pytest.mark.parametrize("name", ["digits", "toy-8gaussians", "digits-cd", MODEL])
+def test_whatever_is_offered_can_be_searched(name):
+    model, plan = catalogue.model(name), Plan.of(name)
+    knobs = SamplerKnobs.from_dict({**plan.knobs.to_dict(), "n_steps": 4})
+    plan = replace(plan, start=settings.Setting.of(name, knobs))
+    tried = 0
+    for what in (o.name for o in whats(plan) if not o.reason):
+        for method in SUITED[what]:
+            asked = replace(plan, what=what, method=method).fitted()
+            for goal in (o.name for o in objectives(asked) if not o.reason):
+                asked = replace(asked, objective=goal, n=1000)
+                study, tried = asked.study(model, None), tried + 1
+                assert study.start.nfe(model) and study.objective.least <= asked.n and asked.cost() > 0
+                assert not set(asked.report) & set(study.objective.seeds)
+    assert tried > 2
 
 
 def test_the_address_reopens_the_same_view(desk):

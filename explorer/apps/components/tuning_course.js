@@ -45,13 +45,13 @@ export function render({ model, el }) {
     for (const p of d.held || []) if (p.value !== null && p.value <= roof) down.add(p.value + (p.se || 0), Math.min(p.value, lowest(p.value, p.se)));
     const pad = 0.06 * (down.high - down.low || Math.abs(down.high) || 1), low = down.low > 0 ? Math.max(down.low - pad, down.low * 0.8) : down.low - pad, high = down.high + pad;
 
-    const width = byTrial.clientWidth || 520, height = byTrial.clientHeight || 216, left = 48, right = width - 10, top = 8, bottom = height - 26;
+    const width = byTrial.clientWidth || 520, height = byTrial.clientHeight || 216, left = 48, right = width - 10, top = 8, bottom = height - 32;
     byTrial.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const y = axisOf(low, high, bottom, top);
     across.add(0, Math.max(d.planned || 1, dots.at(-1).number));
     const x = (v) => left + 8 + (v - across.low) / (across.high - across.low || 1) * (right - left - 16);
     const parts = [...rules(y, left, right), s("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
-      ...ticks(across.low, across.high, Math.floor(width / 90)).map((v) => s("text", { x: x(v), y: bottom + 14, "text-anchor": "middle" }, v)), s("text", { x: right, y: height - 1, "text-anchor": "end" }, "trial")];
+      ...ticks(across.low, across.high, Math.floor(width / 90)).map((v) => s("text", { x: x(v), y: bottom + 14, "text-anchor": "middle" }, v)), s("text", { x: right, y: height - 4, "text-anchor": "end" }, "trial")];
     if (base) {
       const up = y.at(Math.min(base.value + (base.se || 0), high)), lo = y.at(Math.max(base.value - (base.se || 0), low));
       parts.push(s("rect", { x: left, y: up, width: right - left, height: Math.max(lo - up, 0), fill: "var(--pinned)", opacity: 0.1 }), s("line", { x1: left, x2: right, y1: y.at(base.value), y2: y.at(base.value), stroke: "var(--pinned)", "stroke-width": 1, "stroke-dasharray": "4 3" }),
@@ -77,7 +77,7 @@ export function render({ model, el }) {
     const px = (v) => left + Math.log(v / lowX) / Math.log(highX / lowX) * (end - left);
     const nfes = [...new Set(priced.map((t) => t.nfe))].sort((a, b) => a - b), keep = [];
     for (const v of nfes) if (!keep.length || px(v) - px(keep.at(-1)) > 24) keep.push(v);
-    const out = [...rules(y, left, end), s("line", { class: "axis", x1: left, x2: end, y1: bottom, y2: bottom }), ...keep.map((v) => s("text", { x: px(v), y: bottom + 14, "text-anchor": "middle" }, v)), s("text", { x: end, y: height - 1, "text-anchor": "end" }, "NFE, log scale")];
+    const out = [...rules(y, left, end), s("line", { class: "axis", x1: left, x2: end, y1: bottom, y2: bottom }), ...keep.map((v) => s("text", { x: px(v), y: bottom + 14, "text-anchor": "middle" }, v)), s("text", { x: end, y: height - 4, "text-anchor": "end" }, "NFE, log scale")];
     const edge = (d.front || []).map((n) => priced.find((t) => t.number === n)).filter(Boolean);
     for (const t of priced) out.push(s("circle", { cx: px(t.nfe), cy: place(t), r: 2, fill: "var(--c0)", opacity: 0.35 }));
     if (edge.length > 1) out.push(s("polyline", { points: edge.map((t) => `${px(t.nfe)},${place(t)}`).join(" "), fill: "none", stroke: "var(--c0)", "stroke-width": 1.5 }));
