@@ -88,9 +88,6 @@ def last(ticks: Iterator[Tick]) -> DMD2:
     return tick.method
 
 
-# Two time scales
-
-
 RATIOS, REPLICAS = (1, 5, 10), 4
 GAUSS = GaussianMixture(torch.ones(1, 1), 0.6)
 
@@ -169,9 +166,6 @@ def isolated(bench: Bench) -> Verdict:
     return Verdict(count == 0 and right, measured, 0.0, f"{len(seen)} updates in the order {order}")
 
 
-# The discriminator and the fake score against exact ones, for a generator at rest
-
-
 @functools.lru_cache(1)
 def at_rest(seed: int) -> DMD2:
     """Fake score and head trained on N(0.4, 0.8^2) against TARGET; the student does not move."""
@@ -217,9 +211,6 @@ def learnt_direction(bench: Bench) -> Verdict:
 
 def by_level(values: list[float]) -> str:
     return ", ".join(f"{v:.3f} at {s:g}" for v, s in zip(values, BANDS, strict=True))
-
-
-# Distances
 
 
 def distance(real: Tensor, x: Tensor) -> Estimate:
@@ -288,9 +279,6 @@ def backward_simulation(bench: Bench) -> Verdict:
     )
 
 
-# Points without a network: what the score difference does, and what the real score alone does
-
-
 def spread(bench: Bench, law: Law) -> tuple[Tensor, float]:
     """400 points after 1 500 steps of exact scores, and their variance over that of PLANE."""
     start = 0.5 * torch.randn(400, 2, generator=torch.Generator().manual_seed(bench.seed))
@@ -327,9 +315,6 @@ def points_cover(bench: Bench) -> Verdict:
 def real_score_alone(bench: Bench) -> Verdict:
     _, ratio = spread(bench, no_score)
     return Verdict(ratio < 0.1, Estimate(ratio, 0.0, 400, "variance of the points over that of the data"), 0.1, "")
-
-
-# Digits
 
 
 def digits_gan(bench: Bench) -> Verdict:

@@ -142,9 +142,6 @@ def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
 
 
-# Recipes
-
-
 def warm(net: nn.Module, flow: Denoiser | None) -> nn.Module:
     """The network with the weights of a flow's, where one is given."""
     if flow is not None:
@@ -230,11 +227,7 @@ UNETS = {  # the networks of the bundled teachers, steps of 128 images in round 
 
 
 def images(data: str, k: int = 1, *, previous: Need | None = None, n_pairs: int = 4_000) -> Recipe:
-    """k-rectified flow of small images with classes.
-
-    Args:
-        previous: the flow that makes the pairs of rounds k > 1, and gives the weights to start from; None trains it.
-    """
+    """k-rectified flow of small images with classes; `previous` makes the pairs of rounds k > 1 and gives their first weights."""
     config, steps, minutes = UNETS[data]
     if k > 1 and previous is None:
         previous = Trained(images(data, k - 1))
