@@ -55,9 +55,21 @@ def test_every_control_of_the_knob_class_has_its_widget_with_its_bounds_and_word
             assert tuple(v for _, v in made.options) == c.choices
             continue
         assert not made.continuous_update  # measured on release
+        if c.kind == "nodes":
+            assert made.value == "" and _read(made) is None
+            continue
         ends = (made.base**made.min, made.base**made.max) if c.log else (made.min, made.max)
         assert ends[1] == pytest.approx(c.high) and (c.low == 0 or ends[0] == pytest.approx(c.low))
         assert _read(made) == pytest.approx(c.value, rel=0.01)
+
+
+def test_a_grid_of_ones_own_is_typed_and_what_is_no_number_is_refused_in_words(controls):
+    controls._controls["nodes"].value = "10, 1.5 0.2"
+    assert controls.knobs.nodes == [10.0, 1.5, 0.2] and controls._controls["n_steps"].disabled
+    controls._controls["nodes"].value = "ten"
+    assert controls.knobs.nodes == [10.0, 1.5, 0.2] and "positive noise levels" in controls._state.value
+    controls._controls["nodes"].value = ""
+    assert controls.knobs.nodes is None and not controls._controls["n_steps"].disabled
 
 
 def test_the_left_end_of_a_logarithmic_slider_is_zero_where_zero_is_allowed(controls):
