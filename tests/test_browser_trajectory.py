@@ -177,7 +177,7 @@ def test_images_show_filmstrips(visit):
     before = lab.sigma()
     lab.page.locator(".film .cell").first.click()
     assert lab.poll(lab.sigma, lambda sigma: sigma != before) == 80
-    lab.page.locator("[data-act=cancel]").or_(lab.page.locator("[data-act=export-menu]")).first.wait_for()
+    lab.page.locator("[data-act=export-menu]").wait_for()
     lab.page.keyboard.press("Escape")
     lab.idle()
 

@@ -142,6 +142,7 @@ def test_every_figure_is_tested():
     functions = {name: getattr(viz, name) for name in viz.__all__ if inspect.isfunction(getattr(viz, name))}
     drawing = {name for name, f in functions.items() if "backend" in inspect.signature(f).parameters}
     elsewhere = {"learnt_maps", "curves", "ranked"}  # tests/test_few_steps.py
+    elsewhere |= {"search_progress", "winners_curse"}  # tests/test_viz_tuning.py
     assert drawing - elsewhere | {"projected"} == set(FIGURES)  # projected passes its options on
 
 
