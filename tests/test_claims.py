@@ -184,6 +184,13 @@ def factory(k):
     return inner
 
 made = factory({k})
+
+def given(inner):
+    def outer(bench):
+        return inner(bench)
+    return outer
+
+lent = given(lambda bench: bench.seed + {k})
 """
 
 
@@ -204,6 +211,9 @@ def test_a_claims_source_is_what_it_calls_and_nothing_else(tmp_path):
     assert source_of(base.check) != source_of(module(tmp_path, "changed", factor=2).check)
     assert source_of(base.made) != source_of(module(tmp_path, "bound", k=3).made)
     assert source_of(partial(base.check, n=1)) != source_of(partial(base.check, n=2))
+    assert source_of(base.lent) == source_of(module(tmp_path, "alike").lent)
+    assert source_of(base.lent) != source_of(module(tmp_path, "other", k=3).lent)  # a function bound counts by its code
+    assert source_of(partial(base.check, base.lent)) != source_of(partial(base.check, module(tmp_path, "o2", k=3).lent))
 
 
 def test_a_change_in_the_papers_own_file_changes_the_source_of_the_claims_that_reach_it(tmp_path, monkeypatch):

@@ -19,20 +19,39 @@ def source_of(function: Callable) -> str:
     """Sixteen hex digits of the code behind a claim's check or a recipe's method.
 
     They cover the statement that defines it, every top-level statement of its file and of the papers that this names, and what
-    those name in turn, plus arguments bound to it. Comments, docstrings, layout and the lower floors of this package do not enter.
+    those name in turn, plus what is bound to it (functions by their own code). Comments, docstrings, layout and the lower floors
+    of this package do not enter.
     """
-    parts = []
+    return _source(function, frozenset())
+
+
+def _source(function: Callable, within: frozenset[int]) -> str:
+    """`within`: functions that are being read already; one may be bound to itself."""
+    parts, within = [], within | {id(function)}
+
+    def plain(value: object) -> str:
+        if inspect.isfunction(value) and id(value) in within:
+            return ""
+        if inspect.isfunction(value) and _counts(value.__module__):
+            return _source(value, within)
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
     while isinstance(function, functools.partial):
-        parts.append(_plain((function.args, function.keywords)))
+        parts += map(plain, function.args)
+        parts += [f"{name}={plain(value)}" for name, value in sorted(function.keywords.items())]
         function = function.func
     function = inspect.unwrap(function)
-    parts += [_plain(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    parts += [plain(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
     file = inspect.getsourcefile(function)
     if file is not None and Path(file).is_file():
         line = inspect.getsourcelines(function)[1]
         start = next((s for s in _tree(file).body if s.lineno - _above(s) <= line <= (s.end_lineno or s.lineno)), None)
         parts += [ast.dump(s) for s in _reached(file, start)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _counts(module: str) -> bool:
+    return module.startswith(WITH) or module.partition(".")[0] != WITH.partition(".")[0]
 
 
 def _reached(file: str, start: ast.stmt | None) -> Iterator[ast.stmt]:
@@ -87,7 +106,3 @@ def _above(statement: ast.stmt) -> int:
     return statement.lineno - min(
         (d.lineno for d in getattr(statement, "decorator_list", ())), default=statement.lineno
     )
-
-
-def _plain(value: object) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
