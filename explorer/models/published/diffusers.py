@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -301,24 +301,22 @@ def _refuse(about: Mapping[str, Any]) -> None:
 
 
 def _wanted(net: nn.Module, tensors: Mapping[str, Any], old: bool) -> Wanted:
-    levels = indices(tensors, "down_blocks.")
-    places, level, i = {}, 0, 0
-    for name in net.encoder:
-        if name.endswith("_down"):
-            places[f"encoder.{name}"] = (f"down_blocks.{level}.downsamplers.0.",) * 2
-            level, i = level + 1, 0
-        else:
-            places[f"encoder.{name}"] = (f"down_blocks.{level}.resnets.{i}.", f"down_blocks.{level}.attentions.{i}.")
-            i += 1
+    places = {**_side(net.encoder, "encoder", "down"), **_side(net.decoder, "decoder", "up")}
     for k in range(2):
         places[f"middle.{k}"] = (f"mid_block.resnets.{k}.", "mid_block.attentions.0.")
-    level, i = 0, 0
-    for name in net.decoder:
-        if name.endswith("_up"):
-            places[f"decoder.{name}"] = (f"up_blocks.{level}.upsamplers.0.",) * 2
+    assert sum(name.endswith("_up") for name in net.decoder) == indices(tensors, "down_blocks.") - 1
+    return wanted(net, TOPS, {**PARTS, **(OLD if old else {})}, places)
+
+
+def _side(blocks: nn.ModuleDict, ours: str, way: Literal["down", "up"]) -> dict[str, tuple[str, str]]:
+    """Where the layers of each block of the encoder or the decoder stand in the file."""
+    places, level, i = {}, 0, 0
+    for name in blocks:
+        theirs = f"{way}_blocks.{level}."
+        if name.endswith(f"_{way}"):
+            places[f"{ours}.{name}"] = (f"{theirs}{way}samplers.0.",) * 2
             level, i = level + 1, 0
         else:
-            places[f"decoder.{name}"] = (f"up_blocks.{level}.resnets.{i}.", f"up_blocks.{level}.attentions.{i}.")
+            places[f"{ours}.{name}"] = (f"{theirs}resnets.{i}.", f"{theirs}attentions.{i}.")
             i += 1
-    assert level == levels - 1
-    return wanted(net, TOPS, {**PARTS, **(OLD if old else {})}, places)
+    return places
