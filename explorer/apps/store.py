@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,8 +49,8 @@ class Store(param.Parameterized):
         self.changed("state")
 
     def fail(self, error: Exception) -> None:
-        """Says on the page that something unforeseen went wrong, with the traceback to copy."""
-        self.say(Failure(f"This did not work: {type(error).__name__}: {error}", traceback.format_exc()))
+        """Says on the page what was refused or went wrong, with the traceback to copy."""
+        self.say(Failure.of(error))
 
     def dismiss(self) -> None:
         self.notice, self.error = "", None

@@ -59,6 +59,12 @@ class Failure:
     text: str
     details: str
 
+    @classmethod
+    def of(cls, error: Exception, what: str = "This did not work") -> Failure:
+        """Of an error that is being handled: its own words where they are meant for users, else `what` and its type."""
+        words = str(error) if isinstance(error, ExplorerError) else f"{what}: {type(error).__name__}: {error}"
+        return cls(words, traceback.format_exc())
+
 
 @dataclass(eq=False)
 class Job:
@@ -132,10 +138,8 @@ class Worker:
                     break
                 value(item)
                 self.baton.pass_on()
-        except ExplorerError as error:
-            failure = Failure(str(error), traceback.format_exc())
         except Exception as error:  # a bug must end as a sentence on the page, not as a dead job
-            failure = Failure(f"The computation failed: {type(error).__name__}: {error}", traceback.format_exc())
+            failure = Failure.of(error, "The computation failed")
         finally:
             self._jobs.discard(job)
             self.baton.give()

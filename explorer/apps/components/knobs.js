@@ -131,10 +131,7 @@ export function render({ model, el }) {
     h("button", { type: "button", role: "menuitem", "data-act": "link", onclick: (e) => copy(e.target, location.href) }, "Copy link to this view"),
     h("button", { type: "button", role: "menuitem", "data-act": "export", onclick: download }, "Export state (JSON)"),
     h("button", { type: "button", role: "menuitem", onclick: () => { items.hidden = true; importer.click(); } }, "Import state…"));
-  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": "copy", onclick: () => { items.hidden = !items.hidden; } }, "Copy ▾");
-  const menu = h("div", { class: "menu" }, opener, items);
-  menu.addEventListener("focusout", (e) => { if (!menu.contains(e.relatedTarget)) items.hidden = true; });
-  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
+  const menu = menuOf("Copy ▾", "copy", items);
 
   const pane = h("section", { class: "pane card knobs", "aria-label": "Knobs" },
     h("div", { class: "bar" }, h("h2", {}, "Knobs"),

@@ -120,6 +120,34 @@ function sigmaLink(model, onSigma) {
   return { tell(sigma) { document.dispatchEvent(new CustomEvent("explorer-sigma", { detail: { page: model.page_id, sigma, from: me } })); } };
 }
 
+/** A button that opens a menu. It closes on Escape, when the focus leaves it, and when something else is pressed. */
+function menuOf(words, act, items) {
+  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": act, onclick: () => { items.hidden = !items.hidden; } }, words);
+  const menu = h("div", { class: "menu" }, opener, items);
+  menu.addEventListener("focusout", (e) => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) items.hidden = true; });
+  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
+  document.addEventListener("pointerdown", (e) => { if (!e.composedPath().includes(menu)) items.hidden = true; });
+  return menu;
+}
+
+/** Two strips for what a page has to say, a notice and a failure; `draw(d, more, cures)` shows `d.notice` and `d.error`, with further buttons. */
+function strips(send) {
+  const notice = h("div", { class: "notice", role: "status", "data-part": "notice", hidden: true });
+  const failure = h("div", { class: "notice error", role: "alert", "data-part": "error", hidden: true });
+  const button = (words, onclick) => h("button", { class: "btn", type: "button", onclick }, words);
+  const ok = () => button("OK", () => send({ type: "dismiss" }));
+  return { nodes: [notice, failure], draw(d, more = [], cures = [ok()]) {
+    notice.hidden = !d.notice;
+    notice.replaceChildren(h("span", {}, d.notice || ""), ...more, ok());
+    failure.hidden = !d.error;
+    if (!d.error) return;
+    const details = button("copy details", async () => {
+      try { await navigator.clipboard.writeText(d.error.details); details.textContent = "copied"; } catch { details.textContent = "copying was refused"; }
+    });
+    failure.replaceChildren(h("span", {}, d.error.text), details, ...cures);
+  } };
+}
+
 /** Calls `fn` with the latest arguments at most once per `ms`, the last call always included unless `drop` comes before it. */
 function throttle(fn, ms) {
   let timer = null, latest = null;

@@ -20,15 +20,14 @@ export function render({ model, el }) {
   const spark = s("svg", { class: "spark", role: "img", "aria-label": "Value against the number of samples" });
   const hero = h("div", { class: "hero", "data-part": "hero" }, spark, h("div", {}, number, space));
 
-  const notice = h("div", { class: "notice", role: "status", hidden: true });
-  const failure = h("div", { class: "notice error", role: "alert", "data-part": "error", hidden: true });
+  const said = strips((message) => model.send_msg(message));
 
   const pane = h("header", { class: "pane card top" },
     h("div", {},
       h("div", { class: "controls" },
         h("label", {}, "model", picker), h("label", {}, "seeds", seed, seeds), dice, h("label", {}, "samples", count)),
       h("div", { class: "job" }, meta, bar, words, stop, again)),
-    hero, notice, failure);
+    hero, ...said.nodes);
 
   let models_drawn = "";
   function drawControls() {
@@ -44,13 +43,7 @@ export function render({ model, el }) {
     count.value = d.n;
     seed.show(d.seed);
     seeds.textContent = `– ${d.seed + d.n - 1}`;
-    notice.hidden = !d.notice;
-    notice.replaceChildren(h("span", {}, d.notice || ""), h("button", { class: "btn", type: "button", onclick: () => model.send_msg({ type: "dismiss" }) }, "OK"));
-    failure.hidden = !d.error;
-    if (d.error) {
-      const copy = h("button", { class: "btn", type: "button", onclick: async () => { await navigator.clipboard.writeText(d.error.details); copy.textContent = "copied"; } }, "copy details");
-      failure.replaceChildren(h("span", {}, d.error.text), copy, d.error.fix ? h("button", { class: "btn", type: "button", onclick: () => model.send_msg({ type: "fix" }) }, d.error.fix) : null);
-    }
+    said.draw(d, [], d.error?.fix ? [h("button", { class: "btn", type: "button", onclick: () => model.send_msg({ type: "fix" }) }, d.error.fix)] : []);
   }
 
   function drawJob() {
@@ -74,7 +67,7 @@ export function render({ model, el }) {
       return;
     }
     number.replaceChildren(...(r.value === "–" ? ["…"] : [r.value, h("span", { class: "pm" }, ` ± ${r.error}`)]));
-    space.replaceChildren(h("b", {}, r.name), ` · n ${r.n}`, r.raw ? h("span", { class: "faint" }, ` · raw ${r.raw}`) : "", r.settled ? "" : " · not enough samples yet", r.caveat ? ` · ${r.caveat}` : "");
+    space.replaceChildren(h("b", {}, r.name), ` · n ${r.n}`, !r.settled ? " · not enough samples yet" : r.raw ? h("span", { class: "faint" }, ` · raw ${r.raw}`) : "", r.caveat ? ` · ${r.caveat}` : "");
     space.title = r.note || "";
     drawSpark(r);
   }

@@ -17,18 +17,13 @@ export function render({ model, el }) {
     item("Copy this recipe as command line", "cli", () => model.data.texts.cli),
     item("Copy this recipe as Python", "python", () => model.data.texts.python),
     item("Copy link to this view", "link", () => location.href));
-  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": "copy", onclick: () => { items.hidden = !items.hidden; } }, "Copy ▾");
-  const menu = h("div", { class: "menu" }, opener, items);
-  menu.addEventListener("focusout", (e) => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) items.hidden = true; });
-  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
-  document.addEventListener("pointerdown", (e) => { if (!e.composedPath().includes(menu)) items.hidden = true; });
+  const menu = menuOf("Copy ▾", "copy", items);
 
-  const notice = h("div", { class: "notice", role: "status", "data-part": "notice", hidden: true });
-  const failure = h("div", { class: "notice error", role: "alert", "data-part": "error", hidden: true });
+  const said = strips(send);
   const beside = h("label", {}, mark("B", "var(--c1)"), second);
   const pane = h("header", { class: "pane card top" },
     h("div", { class: "controls" }, h("label", {}, mark("A", "var(--c0)"), first), beside, h("div", { class: "grow" }),
-      h("label", {}, "along", h("div", { class: "switch", role: "group", "aria-label": "Axis of the curves" }, axes)), menu), notice, failure);
+      h("label", {}, "along", h("div", { class: "switch", role: "group", "aria-label": "Axis of the curves" }, axes)), menu), ...said.nodes);
 
   let drawn = "";
   function draw() {
@@ -45,14 +40,7 @@ export function render({ model, el }) {
     first.disabled = !d.runs.length;
     beside.hidden = d.runs.length < 2;
     for (const button of axes) button.setAttribute("aria-pressed", button.dataset.by === d.by);
-    notice.hidden = !d.notice;
-    notice.replaceChildren(h("span", {}, d.notice || ""),
-      ...(d.undo ? [h("button", { class: "btn", type: "button", "data-act": "put-back", onclick: () => send({ type: "put-back" }) }, "Put it back")] : []), h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    failure.hidden = !d.error;
-    if (d.error) {
-      const details = h("button", { class: "btn", type: "button", onclick: async () => { await navigator.clipboard.writeText(d.error.details); details.textContent = "copied"; } }, "copy details");
-      failure.replaceChildren(h("span", {}, d.error.text), details, h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    }
+    said.draw(d, d.undo ? [h("button", { class: "btn", type: "button", "data-act": "put-back", onclick: () => send({ type: "put-back" }) }, "Put it back")] : []);
   }
   model.on("data", draw);
   draw();

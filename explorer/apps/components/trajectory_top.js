@@ -30,19 +30,14 @@ export function render({ model, el }) {
     item("Copy as Python", "python", (e) => copy(e.target, model.texts.python)),
     item("Copy as command line", "cli", (e) => copy(e.target, model.texts.cli)),
     item("Copy link to this view", "link", (e) => copy(e.target, location.href)));
-  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": "export-menu", onclick: () => { items.hidden = !items.hidden; } }, "Export ▾");
-  const menu = h("div", { class: "menu" }, opener, items);
-  menu.addEventListener("focusout", (e) => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) items.hidden = true; });
-  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
-  document.addEventListener("pointerdown", (e) => { if (!e.composedPath().includes(menu)) items.hidden = true; });
+  const menu = menuOf("Export ▾", "export-menu", items);
 
-  const notice = h("div", { class: "notice", role: "status", hidden: true });
-  const failure = h("div", { class: "notice error", role: "alert", "data-part": "error", hidden: true });
+  const said = strips(send);
   const pane = h("header", { class: "pane card top" },
     h("div", { class: "controls" },
       h("label", {}, "model", picker), h("label", {}, "particles", count), h("label", {}, "seeds", seed, seeds), dice,
       h("div", { class: "job" }, bar, words, stop, again), menu),
-    notice, failure);
+    ...said.nodes);
 
   let drawn = "";
   function draw() {
@@ -61,13 +56,7 @@ export function render({ model, el }) {
     count.value = d.n;
     if (pane.getRootNode().activeElement !== seed) seed.value = d.seed;
     seeds.textContent = `– ${d.seed + d.n - 1}`;
-    notice.hidden = !d.notice;
-    notice.replaceChildren(h("span", {}, d.notice || ""), h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    failure.hidden = !d.error;
-    if (d.error) {
-      const details = h("button", { class: "btn", type: "button", onclick: async () => { await navigator.clipboard.writeText(d.error.details); details.textContent = "copied"; } }, "copy details");
-      failure.replaceChildren(h("span", {}, d.error.text), details, h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    }
+    said.draw(d);
   }
   function drawJob() {
     const j = model.job;

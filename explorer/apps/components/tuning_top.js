@@ -14,16 +14,11 @@ export function render({ model, el }) {
   const lab = h("a", { class: "btn", "data-act": "lab", onclick: (e) => { if (lab.getAttribute("aria-disabled")) e.preventDefault(); } }, "Use in Sampler Lab");
   const item = (form, text) => h("button", { type: "button", role: "menuitem", "data-export": form, onclick: () => { items.hidden = true; send({ type: "export", form }); } }, text);
   const items = h("div", { hidden: true, role: "menu" });
-  const opener = h("button", { class: "btn", type: "button", "aria-haspopup": "menu", "data-act": "export", onclick: () => { items.hidden = !items.hidden; } }, "Export ▾");
-  const menu = h("div", { class: "menu" }, opener, items);
-  menu.addEventListener("focusout", (e) => { if (e.relatedTarget && !menu.contains(e.relatedTarget)) items.hidden = true; });
-  menu.addEventListener("keydown", (e) => { if (e.key === "Escape") { items.hidden = true; opener.focus(); e.stopPropagation(); } });
-  document.addEventListener("pointerdown", (e) => { if (!e.composedPath().includes(menu)) items.hidden = true; });
-  const notice = h("div", { class: "notice", role: "status", "data-part": "notice", hidden: true });
-  const failure = h("div", { class: "notice error", role: "alert", "data-part": "error", hidden: true });
+  const menu = menuOf("Export ▾", "export", items);
+  const said = strips(send);
   const pane = h("header", { class: "pane card top" },
     h("div", { class: "controls" }, h("div", { class: "what" }, title, h("div", { class: "line" }, state, bar, words)),
-      h("div", { class: "acts" }, Object.values(acts), lab, menu)), notice, failure);
+      h("div", { class: "acts" }, Object.values(acts), lab, menu)), ...said.nodes);
 
   for (const node of [...Object.values(acts), lab, menu, bar, state]) node.hidden = true;
   let drawn = "";
@@ -48,13 +43,7 @@ export function render({ model, el }) {
     const which = d.picked === null || d.picked === undefined ? "the best trial" : `trial ${d.picked}`;
     lab.title = d.link ? `Open ${which} in the Sampler Lab, the baseline pinned as A` : d.why;
     if (d.link) { lab.href = d.link; lab.removeAttribute("aria-disabled"); } else { lab.removeAttribute("href"); lab.setAttribute("aria-disabled", "true"); }
-    notice.hidden = !d.notice;
-    notice.replaceChildren(h("span", {}, d.notice || ""), h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    failure.hidden = !d.error;
-    if (d.error) {
-      const details = h("button", { class: "btn", type: "button", onclick: async () => { await navigator.clipboard.writeText(d.error.details); details.textContent = "copied"; } }, "copy details");
-      failure.replaceChildren(h("span", {}, d.error.text), details, h("button", { class: "btn", type: "button", onclick: () => send({ type: "dismiss" }) }, "OK"));
-    }
+    said.draw(d);
   }
   model.on("file", () => {
     const f = model.file;

@@ -9,7 +9,7 @@ from typing import ClassVar
 from explorer.apps import components
 from explorer.apps.store import Store
 
-Verb = Callable[[dict], None]
+Verb = Callable[[dict], object]
 
 
 class Lab(ABC):
@@ -45,7 +45,7 @@ class Lab(ABC):
             return
         try:
             verb(message)
-        except Exception as error:  # a bug in a verb must not take the page down
+        except Exception as error:  # neither a refusal nor a bug takes the page down
             self._store.fail(error)
 
     @abstractmethod

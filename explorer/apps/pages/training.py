@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from explorer.apps.components import training as panes
 from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.training import blocks, views
 from explorer.apps.training.state import Trainings
-from explorer.apps.worker import Failure
-from explorer.errors import ExplorerError
 
 
 class TrainingLab(Lab):
@@ -50,7 +48,7 @@ class TrainingLab(Lab):
         self._have: list[tuple[str, list[str]]] = [("", []), ("", [])]  # by slot: run and pictures the browser holds
         self._coming = [False, False]  # a block is on its way
         self._nets = ["", ""]
-        verbs: dict[str, Callable[[dict], object]] = {
+        verbs: dict[str, Verb] = {
             "open": lambda m: store.open("" if embedded else str(m["link"])),
             "paper": lambda m: store.choose_paper(str(m["name"])),
             "recipe": lambda m: store.choose_recipe(str(m["name"])),
@@ -71,18 +69,7 @@ class TrainingLab(Lab):
             "have": lambda m: self._arrived(int(m["slot"]), bool(m.get("taken", True))),
             "dismiss": lambda m: store.dismiss(),
         }
-        self.follow(store, {name: self._in_words(verb) for name, verb in verbs.items()})
-
-    def _in_words(self, verb: Callable[[dict], object]) -> Verb:
-        """The verb, whose refusals are sentences on the page."""
-
-        def said(message: dict) -> None:
-            try:
-                verb(message)
-            except ExplorerError as error:
-                self.store.say(Failure(str(error), f"{type(error).__name__}: {error}"))
-
-        return said
+        self.follow(store, verbs)
 
     def redraw(self, what: set[str]) -> None:
         store = self.store

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from explorer.apps.components import tuning as panes
 from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.tuning import measured, views
 from explorer.apps.tuning.state import Tunings
-from explorer.apps.worker import Failure
-from explorer.errors import ExplorerError
 
 
 class TuningLab(Lab):
@@ -54,7 +52,7 @@ class TuningLab(Lab):
             **own,
         )
         self._files = 0
-        verbs: dict[str, Callable[[dict], object]] = {
+        verbs: dict[str, Verb] = {
             "open": lambda m: store.open("" if embedded else str(m["link"])),
             "model": lambda m: store.choose_model(str(m["name"])),
             "nfe": lambda m: store.choose_nfe(int(m["value"])),
@@ -80,19 +78,7 @@ class TuningLab(Lab):
             "cancel": lambda m: store.cancel_map(),
             "dismiss": lambda m: store.dismiss(),
         }
-        self.follow(store, {name: self._in_words(verb) for name, verb in verbs.items()})
-
-    def _in_words(self, verb: Callable[[dict], object]) -> Verb:
-        """The verb, whose refusals are sentences on the page; what was refused is drawn anew."""
-
-        def said(message: dict) -> None:
-            try:
-                verb(message)
-            except ExplorerError as error:
-                self.store.say(Failure(str(error), f"{type(error).__name__}: {error}"))
-                self.store.changed("form", "steps", "map")
-
-        return said
+        self.follow(store, verbs)
 
     def redraw(self, what: set[str]) -> None:
         store = self.store

@@ -649,10 +649,7 @@ def _told(call: Callable, *args: Any) -> Any:
     try:
         return call(*args)
     except Exception as error:
-        words = (
-            str(error) if isinstance(error, ExplorerError) else f"This did not work: {type(error).__name__}: {error}"
-        )
-        return Failure(words, traceback.format_exc())
+        return Failure.of(error)
 
 
 def _with(knobs: SamplerKnobs, **values: Any) -> SamplerKnobs:

@@ -85,6 +85,10 @@ class Tunings(Store):
     def knobs(self) -> SamplerKnobs:
         return self.plan.knobs
 
+    def fail(self, error: Exception) -> None:
+        super().fail(error)
+        self.changed("form", "steps", "map")  # what was refused is drawn as it was
+
     def choose_model(self, name: str) -> None:
         """Another model, with the setting that a page opens with for it."""
         catalogue.model(name)
