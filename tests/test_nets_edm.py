@@ -29,13 +29,14 @@ TINY = {
     "n_classes": 3,
     "n_augment": 9,
 }
-FAMILIES = ("ddpm++", "ncsn++", "adm")
+SKIP = {"residual_encoder": False, "skip_encoder": True, "skip_decoder": True}
+FAMILIES = ("ddpm++", "ncsn++", "adm", "skip")
 
 
 def tiny(family: str, seed: int = 0, **options) -> EDMUNet:
-    """All parameters redrawn, so that layers that start at zero are alive."""
-    channels = {"channels": 64} if family == "adm" else {}
-    net = EDMUNet(**{**TINY, **channels, "family": family, "embedding_scale": 0.3, **options})
+    """All parameters redrawn, so that layers that start at zero are alive; "skip" is NCSN++ with images in and out at every level."""
+    own = {"adm": {"channels": 64}, "skip": {"family": "ncsn++", "differs": SKIP}}.get(family, {})
+    net = EDMUNet(**{**TINY, "family": family, "embedding_scale": 0.3, **own, **options})
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in net.parameters():
@@ -228,13 +229,44 @@ def test_jvp_agrees_with_central_differences(family):
     torch.testing.assert_close(out, net(x, noise, cond), rtol=1e-9, atol=1e-11)
 
 
-def test_a_compiler_sees_one_graph():
-    net = tiny("ncsn++")
+@pytest.mark.parametrize("family", ["ncsn++", "skip"])
+def test_a_compiler_sees_one_graph(family):
+    net = tiny(family, guided=True)
     x, noise, cond = inputs(2)
+    shown = {"augment": torch.ones(2, 9), "guidance": torch.tensor([2.0])}
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)  # raises at a graph break
     with torch.no_grad():
-        assert torch.equal(compiled(x, noise, cond), net(x, noise, cond))
+        assert torch.equal(compiled(x, noise, cond, **shown), net(x, noise, cond, **shown))
+
+
+def test_images_in_and_out_of_every_level_written_out():
+    """With all blocks silent the network is its image paths: halved and mixed on the way down, doubled and summed on the way up."""
+    net = EDMUNet(**{**TINY, "family": "ncsn++", "mult": (1, 1, 1), "attention": (), "differs": SKIP}).eval()
+    assert [n for n in net.encoder if n.endswith("image")] == ["4x4_image", "2x2_image"]
+    assert [n for n in net.decoder if n.endswith("image")] == ["2x2_image", "4x4_image"]
+    x, noise, _ = inputs()
+    seen = {}
+    for name in ("2x2_image", "4x4_image"):
+        net.decoder[name].register_forward_hook(lambda m, a, out, name=name: seen.__setitem__(name, (a[0], out)))
+    net.norm.register_forward_hook(lambda m, a, out: seen.__setitem__("8x8", out.clone()))
+    entered = {}
+    net.encoder["2x2_image"].register_forward_hook(lambda m, a, out: entered.update(image=out[0], mixed=out[1]))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        out = net(x, noise)
+        k = torch.tensor([1.0, 3, 3, 1]) / 8
+        each = k.outer(k).expand(3, 1, 4, 4)
+        half = F.conv2d(F.conv2d(x, each, stride=2, padding=1, groups=3), each, stride=2, padding=1, groups=3)
+        torch.testing.assert_close(entered["image"], half, rtol=1e-5, atol=1e-6)
+        low, mid = (net.decoder[n].out(F.silu(net.decoder[n].norm(seen[n][0]))) for n in ("2x2_image", "4x4_image"))
+        mid = mid + F.conv_transpose2d(low, 4 * each, stride=2, padding=1, groups=3)
+        torch.testing.assert_close(seen["4x4_image"][1], mid, rtol=1e-5, atol=1e-6)
+        top = net.out(F.silu(seen["8x8"])) + F.conv_transpose2d(mid, 4 * each, stride=2, padding=1, groups=3)
+        torch.testing.assert_close(out, top, rtol=1e-5, atol=1e-6)
+    with pytest.raises(BadValue, match="not as both"):
+        EDMUNet(**{**TINY, "family": "ncsn++", "differs": {"skip_encoder": True}})
 
 
 def test_attention_stands_where_the_families_put_it():

@@ -9,6 +9,7 @@ form of Karras et al. 2022, arXiv 2206.00364, appendix F. Double normalisation: 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,8 @@ class Family:
         embedding: of the noise level, "positional" or "fourier".
         noise_mult: features of that embedding, in units of the base width.
         residual_encoder: the noisy image, shrunk and projected, is added at every lower level of the encoder.
+        skip_encoder: the same with the bare image: halved without weights, then a 1x1 convolution, added as it is.
+        skip_decoder: the output is a sum of images, one of each level, each doubled onto the next ("output skip").
         kernel: of resampling in one dimension, unnormalised.
         modulation: how the embedding enters a block: "shift" in front of the second norm, "scale" and shift behind it,
             "double": the same with both normalised.
@@ -72,6 +75,8 @@ class Family:
     heads: int | None = None
     groups: int | None = None
     between: Literal["block", "conv", "conv-corner"] = "block"
+    skip_encoder: bool = False
+    skip_decoder: bool = False
 
     def groups_of(self, channels: int) -> int:
         return norm_groups(channels) if self.groups is None else self.groups
@@ -145,6 +150,35 @@ class ShrunkImage(nn.Module):
         return self.conv(F.conv2d(x, each, padding=half, groups=channels))
 
 
+class SkippedImage(nn.Module):
+    """The noisy image halved, and what it adds to the encoder at that level (Song et al. 2021, "input skip", summed)."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: tuple[float, ...]):
+        super().__init__()
+        self.shrink = Resample(kernel, up=False)
+        self.mix = nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.shrink(x)
+        return x, self.mix(x)
+
+
+class LevelImage(nn.Module):
+    """The image that the decoder makes of its features at one level, on top of the doubled one of the level below."""
+
+    takes_skip = False
+
+    def __init__(self, n_in: int, n_out: int, family: Family):
+        super().__init__()
+        self.norm = GroupNorm(family.groups_of(n_in), n_in, eps=family.eps)
+        self.out = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.grow = Resample(family.kernel, up=True)
+
+    def forward(self, h: Tensor, below: Tensor | None) -> Tensor:
+        image = self.out(F.silu(self.norm(h)))
+        return image if below is None else image + self.grow(below)
+
+
 class ConvResample(nn.Module):
     """Half the height and width by a convolution of stride 2, or double by repetition and a convolution: no norm, no embedding.
 
@@ -215,7 +249,19 @@ class EDMBlock(nn.Module):
                 nn.init.xavier_uniform_(self.attention.qkv.weight, gain=math.sqrt(0.2))
             start_last(self.attention.out, family)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def passed_by(self, x: Tensor) -> Tensor:
+        """What is left of the residual part without its convolutions: scale shortcut(resample(x)); attention is not in it."""
+        h = self.shortcut(x if self.resample is None else self.resample(x))
+        return h if self.scale == 1.0 else h * self.scale
+
+    def forward(self, x: Tensor, emb: Tensor, out: Collection[nn.Module] = ()) -> Tensor:
+        """`out`: which of this block and its attention are left out."""
+        h = self.passed_by(x) if self in out else self._residual(x, emb)
+        if self.attention is None:
+            return h
+        return self.attention.passed_by(h) if self.attention in out else self.attention(h)
+
+    def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
         quiet = not torch.is_grad_enabled()
         h, shortcut = F.silu(self.norm0(x), inplace=quiet), x
         if self.resample is not None:
@@ -232,9 +278,7 @@ class EDMBlock(nn.Module):
                 h = torch.addcmul(_pixel_norm(shift), self.norm1(h), _pixel_norm(gain))
         h = self.conv1(self.dropout(F.silu(h, inplace=quiet)))
         h = h + self.shortcut(shortcut)
-        if self.scale != 1.0:
-            h = h * self.scale
-        return h if self.attention is None else self.attention(h)
+        return h if self.scale == 1.0 else h * self.scale
 
 
 def _pixel_norm(a: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ arXiv 2402.15170.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -31,12 +31,15 @@ from explorer.nets.edm_blocks import (
     EDMBlock,
     EDMEmbedding,
     Family,
+    LevelImage,
     Modulation,
+    Resample,
     ShrunkImage,
+    SkippedImage,
     start,
     start_last,
 )
-from explorer.nets.unet import skip_scales
+from explorer.nets.unet import left_out, skip_scales
 
 CIFAR10_DDPMPP: dict[str, Any] = {
     "family": "ddpm++", "shape": [3, 32, 32], "channels": 128, "mult": [2, 2, 2], "blocks": 4, "attention": [16],
@@ -87,6 +90,9 @@ class EDMUNet(nn.Module):
         config: the constructor's arguments as plain JSON; `EDMUNet(**net.config)` has the same layout.
         skip_names: one name per skip connection, numbered from the lowest resolution up, e.g. "8x8_block0".
         n_skips: their number.
+        layer_names: one name per residual and attention block, in the order in which they act, e.g. "8x8_down0_attention". The 58 of
+            ADM at 64x64 are those that AutoDiffusion numbers.
+        n_layers: their number.
         feature_shape: of one sample's `features`, (C, H, W).
         checkpointing: recompute each block in the backward pass instead of keeping its activations: the same gradients for
             about a third more time. Set it on the network; it is no part of `config`.
@@ -174,6 +180,8 @@ class EDMUNet(nn.Module):
                 if kind.residual_encoder:
                     self.encoder[f"{place[level]}_image"] = ShrunkImage(n_image, n, kind.kernel)
                     n_image = n
+                if kind.skip_encoder:
+                    self.encoder[f"{place[level]}_image"] = SkippedImage(n_colours, n, kind.kernel)
             for i in range(blocks):
                 self.encoder[f"{place[level]}_block{i}"] = block(n, level, attention=attend)
                 n = widths[level]
@@ -189,13 +197,24 @@ class EDMUNet(nn.Module):
                 names.append(f"{place[level]}_block{i}")
                 self.decoder[names[-1]] = block(n + stored.pop(), level, attention=attend, takes_skip=True)
                 n = widths[level]
+            if kind.skip_decoder and level:
+                self.decoder[f"{place[level]}_image"] = LevelImage(n, n_colours, kind)
+        self.grow = Resample(kind.kernel, up=True) if kind.skip_decoder and n_levels > 1 else None
         self.norm = GroupNorm(kind.groups_of(n), n, eps=kind.eps)
         self.out = nn.Conv2d(n, n_colours, 3, padding=1)
         self.skip_names, self.n_skips = tuple(names), len(names)
+        blocks_of = {name.replace("block", "down"): part for name, part in self.encoder.items()}
+        blocks_of |= {f"{place[-1]}_middle{i}": part for i, part in enumerate(self.middle)}
+        blocks_of |= {name.replace("block", "up"): part for name, part in self.decoder.items()}
+        layers = [(name, part) for name, whole in blocks_of.items() for name, part in _parts(name, whole)]
+        self.layer_names, self._layers = tuple(name for name, _ in layers), tuple(part for _, part in layers)
+        self.n_layers = len(layers)
         start(self, kind)
         for part in self.modules():
             if isinstance(part, EDMBlock | EDMEmbedding):
                 part.initialise(kind)
+            elif isinstance(part, LevelImage):
+                start_last(part.out, kind)
         start_last(self.out, kind)
         self.to(memory_format=self.memory_format)
 
@@ -205,6 +224,7 @@ class EDMUNet(nn.Module):
         noise: Tensor,
         cond: Tensor | None = None,
         skip_scale: Tensor | Sequence[float] | None = None,
+        skip_layers: Collection[int] = (),
         *,
         augment: Tensor | None = None,
         guidance: Tensor | None = None,
@@ -216,26 +236,31 @@ class EDMUNet(nn.Module):
             noise: (B,), or (1,) to embed one level for the whole batch.
             cond: (B,) int64 labels, -1 for the null class; None is the null class throughout.
             skip_scale: (n_skips,) or (B, n_skips), in the order of `skip_names`; None leaves the skips untouched.
+            skip_layers: numbers of the blocks to leave out, in the order of `layer_names`; shortcuts and resampling stay.
             augment: (B, n_augment) labels of the augmentation of each image; None says there was none.
             guidance: (B,) or (1,) weights of classifier-free guidance, where the network is `guided`; None adds nothing.
         Returns:
             (B, C, H, W).
         """
-        scales = skip_scales(skip_scale, self.skip_names, x)
-        h, emb, skips = self._encode(x, noise, cond, augment, guidance)
-        i = 0
+        scales, out = skip_scales(skip_scale, self.skip_names, x), left_out(skip_layers, self._layers)
+        h, emb, skips = self._encode(x, noise, cond, augment, guidance, out)
+        i, picture = 0, None
         for part in self.decoder.values():
+            if isinstance(part, LevelImage):
+                picture = part(h, picture)
+                continue
             if part.takes_skip:
                 skip = skips.pop() if scales is None else skips.pop() * scales[i]
                 h, i = torch.cat([h, skip], dim=1), i + 1
-            h = self._run(part, h, emb)
-        return self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+            h = self._run(part, h, emb, out)
+        h = self.out(F.silu(self.norm(h), inplace=not torch.is_grad_enabled()))
+        return h if picture is None else h + self.grow(picture)
 
     def features(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """What the middle of the network makes of the image, (B, *feature_shape); arguments as of `forward`."""
         return self._encode(x, noise, cond, None, None)[0]
 
-    def _encode(self, x, noise, cond, augment, guidance) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _encode(self, x, noise, cond, augment, guidance, out=()) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Bottleneck, embedding, skips from full resolution down."""
         if x.shape[1:] != self.shape:
             raise BadValue(f"this network reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
@@ -246,17 +271,21 @@ class EDMUNet(nn.Module):
         for part in self.encoder.values():
             if isinstance(part, ShrunkImage):
                 h = image = skips[-1] = (h + part(image)) * math.sqrt(0.5)
+            elif isinstance(part, SkippedImage):
+                image, mixed = part(image)
+                h = skips[-1] = h + mixed
             else:
-                h = self._run(part, h, emb)
+                h = self._run(part, h, emb, out)
                 skips.append(h)
         for part in self.middle:
-            h = self._run(part, h, emb)
+            h = self._run(part, h, emb, out)
         return h, emb, skips
 
-    def _run(self, block: EDMBlock, h: Tensor, emb: Tensor) -> Tensor:
+    def _run(self, block: EDMBlock | ConvResample, h: Tensor, emb: Tensor, out: Collection[nn.Module] = ()) -> Tensor:
+        given = (h, emb, out) if out and isinstance(block, EDMBlock) else (h, emb)
         if self.checkpointing and torch.is_grad_enabled() and forward_ad._current_level < 0:
-            return checkpoint(block, h, emb, use_reentrant=False)
-        return block(h, emb)
+            return checkpoint(block, *given, use_reentrant=False)
+        return block(*given)
 
     @staticmethod
     def _departing(family: Family, differs: Mapping[str, Any]) -> Family:
@@ -264,7 +293,10 @@ class EDMUNet(nn.Module):
         for name in differs:
             if name not in known - {"modulation", "embedding"}:
                 raise UnknownName("departure from a family", name, known - {"modulation", "embedding"})
-        return replace(family, **{k: tuple(v) if k == "kernel" else v for k, v in differs.items()})
+        out = replace(family, **{k: tuple(v) if k == "kernel" else v for k, v in differs.items()})
+        if out.residual_encoder and out.skip_encoder:
+            raise BadValue("an encoder takes the image as residual_encoder or as skip_encoder, not as both.")
+        return out
 
     @staticmethod
     def _check(shape, channels, mult, blocks, attention, dropout_at, family, embedding, modulation):
@@ -287,3 +319,11 @@ class EDMUNet(nn.Module):
                     f"{name}={list(wanted)} names heights the network does not have: {sorted(heights, reverse=True)}."
                 )
         return FAMILIES[family]
+
+
+def _parts(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The residual and the attention part of a block, named; nothing of a bare resampling or of the image's own path."""
+    if isinstance(block, EDMBlock):
+        yield name, block
+        if block.attention is not None:
+            yield f"{name}_attention", block.attention
