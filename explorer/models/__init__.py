@@ -2,7 +2,7 @@
 
 from explorer.models.base import Cond, Denoiser, FlowMap, Model, Oracle, Preconditioned, as_denoiser
 from explorer.models.flow_maps import ConsistencyModel, as_flow_map
-from explorer.models.wrappers import Guided, Moved, SkipTuned, skip_schedule
+from explorer.models.wrappers import Guided, LayersLeftOut, Moved, SkipTuned, skip_schedule
 
 __all__ = [
     "Cond",
@@ -10,6 +10,7 @@ __all__ = [
     "Denoiser",
     "FlowMap",
     "Guided",
+    "LayersLeftOut",
     "Model",
     "Moved",
     "Oracle",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +37,7 @@ class Model(nn.Module, ABC):
         t_range: (lowest, highest) time at which it was trained or is defined, in its own path's time.
         name: for captions and records.
         n_skips: skip connections that can be scaled (see `SkipTuned`); 0 when there are none.
+        n_layers: blocks that can be left out (see `LayersLeftOut`); 0 when there are none.
         suggested: sampler knobs that its makers recommend, from its card; see `SamplerKnobs.defaults`.
     """
 
@@ -46,6 +47,7 @@ class Model(nn.Module, ABC):
     t_range: tuple[float, float]
     name: str = ""
     n_skips: int = 0
+    n_layers: int = 0
     suggested: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self):
@@ -173,7 +175,7 @@ class Preconditioned(Denoiser):
     """A raw network F behind pred = c_skip x + c_out F(c_in x; c_noise).
 
     Args:
-        net: forward(x (B, *shape), noise (B,) or (1,), cond (B,) or None[, skip_scale]) -> (B, *shape).
+        net: forward(x (B, *shape), noise (B,) or (1,), cond (B,) or None[, skip_scale][, skip_layers]) -> (B, *shape).
         path: the path the states live on.
         precondition: the four coefficients and the kind of the result.
         shape: of one sample.
@@ -195,16 +197,16 @@ class Preconditioned(Denoiser):
         self.net, self.path, self.precondition = net, path, precondition
         self.shape, self.n_classes, self.name = tuple(shape), n_classes, name
         self.t_range = (float(t_range[0]), float(t_range[1]))
-        self.n_skips = getattr(net, "n_skips", 0)
+        self.n_skips, self.n_layers = getattr(net, "n_skips", 0), getattr(net, "n_layers", 0)
         self._probe = tuple(
             itertools.islice(net.parameters(), 1)
         )  # tells the network's dtype; a tuple is not registered as a parameter
         self._at: dict[tuple, tuple[float, float, float, Tensor]] = {}
 
-    def predict(self, x_t, t, cond=None, *, skip_scale: Tensor | None = None):
-        return self._as(self.precondition.kind, x_t, t, cond, skip_scale), self.precondition.kind
+    def predict(self, x_t, t, cond=None, *, skip_scale: Tensor | None = None, skip_layers: Collection[int] = ()):
+        return self._as(self.precondition.kind, x_t, t, cond, skip_scale, skip_layers), self.precondition.kind
 
-    def _as(self, kind, x_t, t, cond, skip_scale=None):
+    def _as(self, kind, x_t, t, cond, skip_scale=None, skip_layers=()):
         if cond is not None and self.n_classes == 0:
             name = self.name or type(self.net).__name__
             raise BadValue(f"model {name!r} is unconditional, but class labels were given")
@@ -220,7 +222,11 @@ class Preconditioned(Denoiser):
             x = cast(x_t if c_in is None else x_t * c_in, dtype)
         self._calls[0] += 1
         net = self._modules["net"]  # `self.net` goes through Module.__getattr__, a microsecond
-        raw = net(x, noise, cond) if skip_scale is None else net(x, noise, cond, skip_scale=skip_scale.to(dtype))
+        if skip_scale is None and not skip_layers:
+            raw = net(x, noise, cond)
+        else:
+            inside = {} if skip_scale is None else {"skip_scale": skip_scale.to(dtype)}
+            raw = net(x, noise, cond, **inside, **({"skip_layers": skip_layers} if skip_layers else {}))
         if a is None:
             raw = cast(raw, x_t.dtype)
             return raw if b == 1.0 else raw * b

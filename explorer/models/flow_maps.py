@@ -27,7 +27,7 @@ class ConsistencyModel(FlowMap):
         super().__init__()
         self.inner, self.name = inner, name or inner.name
         self.path, self.shape, self.n_classes = inner.path, inner.shape, inner.n_classes
-        self.t_range, self.n_skips = inner.t_range, inner.n_skips
+        self.t_range, self.n_skips, self.n_layers = inner.t_range, inner.n_skips, inner.n_layers
 
     def calls_at(self, t):
         return self.inner.calls_at(t)

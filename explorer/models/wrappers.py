@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -140,7 +143,7 @@ class SkipTuned(Denoiser):
         interval: tuple[float, float] = (0.0, math.inf),
     ):
         super().__init__()
-        if base.n_skips == 0 or not isinstance(base, Preconditioned):
+        if base.n_skips == 0 or not isinstance(base, Preconditioned | LayersLeftOut):
             raise BadValue(
                 f"skip-tuning needs a U-Net with skip connections, and {base.name or type(base).__name__!r} has none"
             )
@@ -150,7 +153,7 @@ class SkipTuned(Denoiser):
         self.base, self.interval, self.scales = base, interval, tuple(scales)
         self.register_buffer("skip_scale", torch.tensor(scales, dtype=torch.float32), persistent=False)
         self.path, self.shape, self.n_classes, self.t_range = base.path, base.shape, base.n_classes, base.t_range
-        self.name, self.n_skips = base.name, base.n_skips
+        self.name, self.n_skips, self.n_layers = base.name, base.n_skips, base.n_layers
 
     def calls_at(self, t: float) -> int:
         return self.base.calls_at(t)
@@ -163,8 +166,60 @@ class SkipTuned(Denoiser):
             return torch.where(inside[:, None], scale, 1.0)
         return scale if self.interval[0] <= self.path.ratio_at(t) <= self.interval[1] else None
 
-    def predict(self, x_t, t, cond=None):
-        return self.base.predict(x_t, t, cond, skip_scale=self._scale(x_t, t))
+    def predict(self, x_t, t, cond=None, **inside):
+        return self.base.predict(x_t, t, cond, skip_scale=self._scale(x_t, t), **inside)
 
-    def _as(self, kind: Kind, x_t, t, cond):
-        return self.base._as(kind, x_t, t, cond, skip_scale=self._scale(x_t, t))
+    def _as(self, kind: Kind, x_t, t, cond, **inside):
+        return self.base._as(kind, x_t, t, cond, skip_scale=self._scale(x_t, t), **inside)
+
+
+class LayersLeftOut(Denoiser):
+    """A frozen U-Net asked without some of its blocks, others at each noise level. Li et al. 2023, arXiv 2309.10438.
+
+    Args:
+        base: a `Preconditioned` model whose network numbers its blocks (`n_layers` > 0), or one with scaled skips.
+        levels: (sigma, numbers of the blocks left out there), any order. A prediction is made without the blocks of the level nearest
+            in ln sigma, so that each step of a sampler has its own where the levels are the sigmas at which it asks.
+    Raises:
+        BadValue: the network numbers no blocks, one of them does not exist, two levels are the same, or there are none.
+    """
+
+    def __init__(self, base: Denoiser, levels: Sequence[tuple[float, Sequence[int]]]):
+        super().__init__()
+        if base.n_layers == 0 or not isinstance(base, Preconditioned | SkipTuned):
+            raise BadValue(
+                f"layers can be left out of a UNet or an EDMUNet, and {base.name or type(base).__name__!r} is neither"
+            )
+        levels = sorted(((float(s), frozenset(map(int, out))) for s, out in levels), key=lambda level: level[0])
+        if not levels or not levels[0][0] > 0 or any(a == b for (a, _), (b, _) in pairwise(levels)):
+            raise BadValue("layers are left out at one or more different noise levels above 0")
+        wrong = sorted(i for _, out in levels for i in out if not 0 <= i < base.n_layers)
+        if wrong:
+            raise BadValue(f"{base.name!r} has layers 0 to {base.n_layers - 1}, and {wrong[0]} is none of them")
+        self.base, self.levels = base, tuple(levels)
+        self.path, self.shape, self.n_classes, self.t_range = base.path, base.shape, base.n_classes, base.t_range
+        self.name, self.n_skips, self.n_layers = base.name, base.n_skips, base.n_layers
+        self._edges = [math.sqrt(a * b) for (a, _), (b, _) in pairwise(levels)]
+
+    def calls_at(self, t: float) -> int:
+        return self.base.calls_at(t)
+
+    def left_out_at(self, t: float) -> frozenset[int]:
+        """Numbers of the blocks that a prediction at this time is made without."""
+        return self.levels[bisect_left(self._edges, self.path.ratio_at(t))][1]
+
+    def predict(self, x_t, t, cond=None, **inside):
+        return self._asked(self.base.predict, x_t, t, cond, inside)
+
+    def _as(self, kind: Kind, x_t, t, cond, **inside):
+        return self._asked(partial(self.base._as, kind), x_t, t, cond, inside)
+
+    def _asked(self, ask, x_t, t, cond, inside):
+        if not isinstance(t, Tensor):
+            return ask(x_t, t, cond, skip_layers=self.left_out_at(t), **inside)
+        each = [self.left_out_at(float(s)) for s in t.reshape(-1)]
+        if len(set(each)) > 1:
+            raise BadValue(
+                "the samples of this batch are at noise levels that leave out different layers: ask for each alone"
+            )
+        return ask(x_t, t, cond, skip_layers=each[0], **inside)

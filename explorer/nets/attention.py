@@ -88,6 +88,10 @@ class PixelAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    def passed_by(self, x: Tensor) -> Tensor:
+        """What is left of the block without its attention: scale x."""
+        return x if self.scale == 1.0 else x * self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2)  # (B, 3C, L)

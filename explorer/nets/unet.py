@@ -13,7 +13,7 @@ We resample by 2x2 convolutions instead of whole residual blocks, which would be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
+    def passed_by(self, x: Tensor) -> Tensor:
+        """What is left of the block without its convolutions: sqrt(1/2) shortcut(x)."""
+        return self.shortcut(x) * math.sqrt(0.5)
+
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         quiet = not torch.is_grad_enabled()
         h = self.conv1(F.silu(self.norm1(x), inplace=quiet))
@@ -82,6 +86,8 @@ class UNet(nn.Module):
         config: the constructor's arguments as plain JSON; `UNet(**net.config)` has the same layout.
         skip_names: one name per skip connection, numbered from the lowest resolution up, e.g. "2x2_block0".
         n_skips: their number; 0 < n_skips.
+        layer_names: one name per residual and attention block, in the order in which they act, e.g. "2x2_middle".
+        n_layers: their number.
         feature_shape: of one sample's `features`, (C, H, W).
     """
 
@@ -166,10 +172,26 @@ class UNet(nn.Module):
             for i in range(depths[level] + 1)
         )
         self.n_skips = len(self.skip_names)
+        places = [f"{height >> level}x{width >> level}" for level in range(len(mult))]
+        groups = [
+            (f"{places[i]}_down{j}", part) for i, level in enumerate(self.encoder) for j, part in enumerate(level)
+        ]
+        groups.append((f"{places[-1]}_middle", self.middle))
+        groups += [
+            (f"{places[i]}_up{j}", part) for i in reversed(range(len(mult))) for j, part in enumerate(self.decoder[i])
+        ]
+        layers = [(name + "_attention" * bool(i), part) for name, group in groups for i, part in enumerate(group)]
+        self.layer_names, self._layers = tuple(name for name, _ in layers), tuple(part for _, part in layers)
+        self.n_layers = len(layers)
         self.to(memory_format=self.memory_format)
 
     def forward(
-        self, x: Tensor, noise: Tensor, cond: Tensor | None = None, skip_scale: Tensor | Sequence[float] | None = None
+        self,
+        x: Tensor,
+        noise: Tensor,
+        cond: Tensor | None = None,
+        skip_scale: Tensor | Sequence[float] | None = None,
+        skip_layers: Collection[int] = (),
     ) -> Tensor:
         """The network output for each image.
 
@@ -179,16 +201,18 @@ class UNet(nn.Module):
             cond: (B,) int64 labels, -1 for the null class; None is the null class throughout.
             skip_scale: (n_skips,) or (B, n_skips), in the order of `skip_names`; None leaves the skips untouched, which
                 is bitwise the same as ones.
+            skip_layers: numbers of the blocks to leave out, in the order of `layer_names`: a residual block's convolutions, an
+                attention block's attention add nothing then and take no time; the shortcut stays.
         Returns:
             (B, C, H, W).
         """
-        scales = skip_scales(skip_scale, self.skip_names, x)
-        h, emb, skips = self._encode(x, noise, cond)
+        scales, out = skip_scales(skip_scale, self.skip_names, x), left_out(skip_layers, self._layers)
+        h, emb, skips = self._encode(x, noise, cond, out)
         i = 0
         for level in reversed(range(len(self.decoder))):
             for block in self.decoder[level]:
                 skip = skips.pop() if scales is None else skips.pop() * scales[i]
-                h = _run(block, torch.cat([h, skip], dim=1), emb)
+                h = _run(block, torch.cat([h, skip], dim=1), emb, out)
                 i += 1
             if level:
                 h = self.up[level - 1](h)
@@ -199,7 +223,9 @@ class UNet(nn.Module):
         """What the middle of the network makes of the image, (B, *feature_shape); arguments as of `forward`."""
         return self._encode(x, noise, cond)[0]
 
-    def _encode(self, x: Tensor, noise: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _encode(
+        self, x: Tensor, noise: Tensor, cond: Tensor | None, out: Collection[nn.Module] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Bottleneck, embedding of noise and class, skips from full resolution down."""
         if x.shape[1:] != self.shape:
             raise BadValue(f"this network reads images of shape {self.shape}, got {tuple(x.shape[1:])}.")
@@ -212,9 +238,9 @@ class UNet(nn.Module):
                 h = self.down[level - 1](h)
                 skips.append(h)
             for block in blocks:
-                h = _run(block, h, emb)
+                h = _run(block, h, emb, out)
                 skips.append(h)
-        return _run(self.middle, h, emb), emb, skips
+        return _run(self.middle, h, emb, out), emb, skips
 
 
 def skip_scales(skip_scale: Tensor | Sequence[float] | None, names: Sequence[str], x: Tensor) -> list[Tensor] | None:
@@ -236,8 +262,21 @@ def skip_scales(skip_scale: Tensor | Sequence[float] | None, names: Sequence[str
     return list(scale.view(-1, n, 1, 1, 1).unbind(1))
 
 
-def _run(block: nn.ModuleList, h: Tensor, emb: Tensor) -> Tensor:
-    h = block[0](h, emb)
+def left_out(layers: Collection[int], parts: Sequence[nn.Module]) -> Collection[nn.Module]:
+    """The blocks of these numbers; () for none.
+
+    Raises: BadValue for a number that no block has.
+    """
+    if not layers:
+        return ()
+    wrong = [i for i in layers if i != int(i) or not 0 <= i < len(parts)]
+    if wrong:
+        raise BadValue(f"layer {wrong[0]} does not exist: this network has {len(parts)} that can be left out, from 0.")
+    return frozenset(parts[int(i)] for i in layers)
+
+
+def _run(block: nn.ModuleList, h: Tensor, emb: Tensor, out: Collection[nn.Module] = ()) -> Tensor:
+    h = block[0].passed_by(h) if block[0] in out else block[0](h, emb)
     for attention in block[1:]:
-        h = attention(h)
+        h = attention.passed_by(h) if attention in out else attention(h)
     return h
