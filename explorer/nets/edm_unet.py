@@ -209,12 +209,6 @@ class EDMUNet(nn.Module):
         layers = [(name, part) for name, whole in blocks_of.items() for name, part in _parts(name, whole)]
         self.layer_names, self._layers = tuple(name for name, _ in layers), tuple(part for _, part in layers)
         self.n_layers = len(layers)
-        blocks_of = {name.replace("block", "down"): part for name, part in self.encoder.items()}
-        blocks_of |= {f"{place[-1]}_middle{i}": part for i, part in enumerate(self.middle)}
-        blocks_of |= {name.replace("block", "up"): part for name, part in self.decoder.items()}
-        layers = [(name, part) for name, whole in blocks_of.items() for name, part in _parts(name, whole)]
-        self.layer_names, self._layers = tuple(name for name, _ in layers), tuple(part for _, part in layers)
-        self.n_layers = len(layers)
         start(self, kind)
         for part in self.modules():
             if isinstance(part, EDMBlock | EDMEmbedding):
@@ -325,14 +319,6 @@ class EDMUNet(nn.Module):
                     f"{name}={list(wanted)} names heights the network does not have: {sorted(heights, reverse=True)}."
                 )
         return FAMILIES[family]
-
-
-def _parts(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The residual and the attention part of a block, named; nothing of a bare resampling or of the image's own path."""
-    if isinstance(block, EDMBlock):
-        yield name, block
-        if block.attention is not None:
-            yield f"{name}_attention", block.attention
 
 
 def _parts(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
