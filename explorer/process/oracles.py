@@ -117,7 +117,7 @@ class GaussianMixture(nn.Module):
             s = r / var
             out = like(alpha, x.flatten(1)) * (s @ self.means.to(x.dtype)) - s.sum(1, keepdim=True) * x.flatten(1)
         else:
-            out = -torch.einsum("bk,kid,bkd->bi", r, self.axes.to(x.dtype), offset / var)
+            out = -(r[:, None] * offset / var).flatten(1) @ self._turned(x.dtype).T
         return out.reshape(x.shape)
 
     def denoise(self, x: Tensor, alpha: Number, sigma: Number, cond: Tensor | None = None) -> Tensor:
@@ -134,8 +134,8 @@ class GaussianMixture(nn.Module):
             rg = r * gain
             out = r @ means - like(alpha, x.flatten(1)) * (rg @ means) + rg.sum(1, keepdim=True) * x.flatten(1)
         else:
-            gain = like(alpha, var) * v / var  # (B, K, D)
-            out = r @ means + torch.einsum("bk,kid,bkd->bi", r, self.axes.to(x.dtype), gain * offset)
+            gain = like(alpha, var) * v.T.contiguous() / var  # (B, D, K)
+            out = r @ means + (r[:, None] * gain * offset).flatten(1) @ self._turned(x.dtype).T
         return out.reshape(x.shape)
 
     def posterior_trace(self, x: Tensor, alpha: Number, sigma: Number, cond: Tensor | None = None) -> Tensor:
@@ -144,14 +144,14 @@ class GaussianMixture(nn.Module):
         r = joint.softmax(dim=1)
         means, v = self.means.to(x.dtype), self.variances.to(x.dtype)
         s2 = like(sigma, var) ** 2 if isinstance(sigma, Tensor) else sigma**2
-        gain = (like(alpha, var) if isinstance(alpha, Tensor) else alpha) * v / var
+        gain = (like(alpha, var) if isinstance(alpha, Tensor) else alpha) * (v if self.axes is None else v.T) / var
         if self.axes is None:
             flat = x.flatten(1)
             centre = means + gain[:, :, None] * (flat[:, None] - like(alpha, flat[:, None]) * means)  # (B, K, D)
             within = self.dim * (v * s2 / var)
         else:
-            centre = means + torch.einsum("kid,bkd->bki", self.axes.to(x.dtype), gain * offset)
-            within = (v * s2 / var).sum(-1)
+            centre = means + torch.einsum("kid,bdk->bki", self.axes.to(x.dtype), gain * offset)
+            within = (v.T * s2 / var).sum(1)
         mean = torch.einsum("bk,bkd->bd", r, centre)
         return (r * (within + ((centre - mean[:, None]) ** 2).sum(-1))).sum(1)
 
@@ -194,8 +194,15 @@ class GaussianMixture(nn.Module):
             return variances.sqrt()[:, None] * z
         return torch.einsum("nid,nd->ni", self.axes[k], variances.sqrt() * z)
 
+    def _turned(self, dtype: torch.dtype) -> Tensor:
+        """The axes of all components side by side, (D, D K): one product turns states into every component's coordinates, and back."""
+        return self.axes.to(dtype).permute(1, 2, 0).flatten(1)
+
     def _joint(self, x: Tensor, alpha: Number, sigma: Number, cond: Tensor | None):
-        """ln w_k N(x; alpha mu_k, alpha^2 C_k + sigma^2 I) (B, K); x - alpha mu_k in component axes (full covariances only); variances."""
+        """ln w_k N(x; alpha mu_k, alpha^2 C_k + sigma^2 I) (B, K); x - alpha mu_k in component axes; variances along them.
+
+        The latter two are (B, D, K), so that sums over the few D run along memory; with isotropic components None and (B, K).
+        """
         if x.shape[1:] != self.shape:
             raise BadValue(f"expected states of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         flat, means, v = x.flatten(1), self.means.to(x.dtype), self.variances.to(x.dtype)
@@ -208,14 +215,12 @@ class GaussianMixture(nn.Module):
             offset = None
         else:
             a3, s3 = like(alpha, flat[:, None]), like(sigma, flat[:, None])
-            offset = torch.einsum("kid,bki->bkd", self.axes.to(x.dtype), flat[:, None] - a3 * means)
-            var = (
-                (a3**2 * v + s3**2).expand(len(flat), -1, -1)
-                if isinstance(a3 * s3, Tensor)
-                else (a3 * a3 * v + s3 * s3)[None]
-            )
-            var = var.expand(len(flat), self.n_components, self.dim)
-            log = -0.5 * (offset**2 / var).sum(-1) - 0.5 * (2 * math.pi * var).log().sum(-1)
+            v, centres = v.T.contiguous(), torch.einsum("kid,ki->dk", self.axes.to(x.dtype), means).contiguous()
+            offset = (flat @ self._turned(x.dtype)).unflatten(1, centres.shape) - a3 * centres
+            var = a3 * a3 * v + s3 * s3
+            var = var if isinstance(a3 * s3, Tensor) else var[None]
+            var = var.expand(len(flat), self.dim, self.n_components)
+            log = -0.5 * (offset.square() / var).sum(1) - 0.5 * (2 * math.pi * var).log().sum(1)
         log = log + self.log_weights.to(x.dtype)
         if cond is not None:
             if self.labels is None:
