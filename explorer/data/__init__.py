@@ -9,9 +9,11 @@ from explorer.data.fractals import Fractals, fractals_dataset
 from explorer.data.loader import Batch, Loader
 from explorer.data.pictures import array_dataset, pictures, write_zip
 from explorer.data.points import Drawing, load_points, points_dataset
+from explorer.data.projected import ProjectedModes
 from explorer.data.shapes import Shapes, shapes_dataset, shapes_factors
 from explorer.data.sources import SOURCES, holds_images, named, opened
 from explorer.data.toys import TOYS, oracle, points, toy_dataset
+from explorer.data.trees import TREES, tree_dataset
 from explorer.errors import BadValue, UnknownName
 
 __all__ = [
@@ -19,12 +21,14 @@ __all__ = [
     "SHAPES",
     "SOURCES",
     "TOYS",
+    "TREES",
     "Batch",
     "Dataset",
     "Drawing",
     "Fractals",
     "Loader",
     "NonLeaking",
+    "ProjectedModes",
     "Shapes",
     "array_dataset",
     "digits",
@@ -40,6 +44,7 @@ __all__ = [
     "shapes_dataset",
     "shapes_factors",
     "toy_dataset",
+    "tree_dataset",
     "write_zip",
 ]
 
@@ -54,18 +59,20 @@ FRACTALS = {
     "fractals64": Fractals(side=64, chains=1024, steps=80),
 }
 """Sets that are rendered when they are first asked for, in up to minutes, and kept on disk from then on."""
+PROJECTED = {"projected-modes": ProjectedModes()}
+"""Points of more than two coordinates."""
 
 
 def names() -> tuple[str, ...]:
     """Names that `load_dataset` knows and that load at once; `FRACTALS` take time, `SOURCES` need the user's files."""
-    return ("digits", *SHAPES, *TOYS)
+    return ("digits", *SHAPES, *TOYS, *TREES)
 
 
 def load_dataset(name: str, split: str = "train", source: str | Path | None = None) -> Dataset:
     """A data set by name, or from a user's file.
 
     Args:
-        name: one of `names()`, `FRACTALS` or `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
+        name: one of `names()`, `PROJECTED`, `FRACTALS` or `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
         split: "train" or "test"; a toy's test split is another fixed sample, a user's points and pictures have none.
         source: where a set of `SOURCES` lies; by default in the folder that EXPLORER_DATA names.
     Raises:
@@ -82,8 +89,12 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         return shapes_dataset(split, SHAPES[name])
     if name in FRACTALS:
         return fractals_dataset(split, FRACTALS[name])
+    if name in PROJECTED:
+        return PROJECTED[name].dataset(split)
     if name in TOYS:
         return toy_dataset(name, seed=0 if split == "train" else TEST_SEED)
+    if name in TREES:
+        return tree_dataset(name, seed=0 if split == "train" else TEST_SEED)
     if name in SOURCES:
         return named(name, split, source)
     path = str(name)
@@ -93,4 +104,4 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         return load_points(name)
     if path.endswith((".zip", ".npy", ".npz", ".tar.gz", ".tgz", ".tar")) or Path(path).is_dir():
         return opened(path, split)
-    raise UnknownName("data set", name, (*names(), *FRACTALS, *SOURCES))
+    raise UnknownName("data set", name, (*names(), *PROJECTED, *FRACTALS, *SOURCES))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from explorer.data.dataset import Dataset
+from explorer.data.trees import TREES
 from explorer.errors import BadValue, UnknownName
 from explorer.process.oracles import GaussianMixture
 
@@ -182,11 +183,13 @@ def points(name: str, n: int, generator: torch.Generator) -> Tensor:
 
 
 def oracle(name: str) -> GaussianMixture:
-    """The standardised toy as an exact Gaussian mixture, components labelled by class.
+    """The standardised toy, or one of `TREES`, as an exact Gaussian mixture, components labelled by class.
 
     Raises:
         BadValue: the toy has no closed form.
     """
+    if name in TREES:
+        return TREES[name]()
     found = toy(name)
     if found.mixture is None:
         exact = ", ".join(sorted(key for key, value in TOYS.items() if value.mixture is not None))
