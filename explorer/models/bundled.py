@@ -29,13 +29,14 @@ from explorer.nets.dit import DiT
 from explorer.nets.edm2_unet import EDM2UNet
 from explorer.nets.edm_unet import EDMUNet
 from explorer.nets.features import FeatureNet
+from explorer.nets.log_density import LogDensity
 from explorer.nets.mlp import MLP
 from explorer.nets.unet import UNet
 from explorer.process import paths, precondition
 from explorer.process.oracles import GaussianMixture
 
 BUILDABLE: dict[str, dict[str, type]] = {
-    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, EDM2UNet, DiT, FeatureNet)},
+    "net": {c.__name__: c for c in (MLP, UNet, EDMUNet, EDM2UNet, DiT, FeatureNet, LogDensity)},
     "path": {c.__name__: c for c in (paths.EDM, paths.VP, paths.CosineVP, paths.Linear, paths.Trig)},
     "precondition": {
         c.__name__: c
