@@ -2,6 +2,7 @@
 
 from explorer.models.base import Cond, Denoiser, FlowMap, Model, Oracle, Preconditioned, as_denoiser
 from explorer.models.flow_maps import ConsistencyModel, as_flow_map
+from explorer.models.guidance import MultiGuided, Truncated, blended
 from explorer.models.wrappers import Guided, LayersLeftOut, Moved, SkipTuned, skip_schedule
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "LayersLeftOut",
     "Model",
     "Moved",
+    "MultiGuided",
     "Oracle",
     "Preconditioned",
     "SkipTuned",
+    "Truncated",
     "as_denoiser",
     "as_flow_map",
+    "blended",
     "skip_schedule",
 ]
