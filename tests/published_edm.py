@@ -133,7 +133,7 @@ class SongUNet(nn.Module):
     song = True
 
     def __init__(self, size, colours, out, classes, width, mult, blocks, attention, augment=0, fourier=False, residual=False,
-                 taps=(1, 1)):  # fmt: skip
+                 taps=(1, 1), skips=False):  # fmt: skip
         super().__init__()
         song, n_noise, n_emb = self.song, width * (2 if fourier else 1), 4 * width
         self.map_noise = FourierEmbedding(n_noise) if fourier else PositionalEmbedding(n_noise, int(song))
@@ -154,6 +154,9 @@ class SongUNet(nn.Module):
                 if residual:
                     self.enc[f"{r}_aux_residual"] = Conv2d(n_image, n, 3, down=True, taps=taps, fused=True)
                     n_image = n
+                if skips:
+                    self.enc[f"{r}_aux_down"] = Conv2d(colours, colours, 0, down=True, taps=taps)
+                    self.enc[f"{r}_aux_skip"] = Conv2d(colours, n, 1)
             kept.append(n)
             for i in range(blocks):
                 self.enc[f"{r}_block{i}"] = UNetBlock(
@@ -172,6 +175,12 @@ class SongUNet(nn.Module):
                 attend = size >> level in attention and (not song or i == blocks)
                 self.dec[f"{r}_block{i}"] = UNetBlock(n + kept.pop(), width * m, n_emb, attention=attend, **options)
                 n = width * m
+            if skips and level:
+                if level < len(mult) - 1:
+                    self.dec[f"{r}_aux_up"] = Conv2d(out, out, 0, up=True, taps=taps)
+                self.dec[f"{r}_aux_norm"], self.dec[f"{r}_aux_conv"] = GroupNorm(n, 1e-6), Conv2d(n, out, 3)
+        if skips:
+            self.dec[f"{size}x{size}_aux_up"] = Conv2d(out, out, 0, up=True, taps=taps)
         last = (f"{size}x{size}_aux_norm", f"{size}x{size}_aux_conv") if song else ("out_norm", "out_conv")
         holder = self.dec if song else self
         holder.add_module(last[0], GroupNorm(n, 1e-6 if song else 1e-5))
@@ -190,17 +199,26 @@ class SongUNet(nn.Module):
             emb = emb + self.map_label(label)
         emb, image, kept = F.silu(emb), x, []
         for name, part in self.enc.items():
-            if "aux" in name:
+            if "aux_down" in name:
+                image = part(image)
+            elif "aux_skip" in name:
+                x = kept[-1] = kept[-1] + part(image)
+            elif "aux" in name:
                 x = image = kept[-1] = (kept[-1] + part(image)) / math.sqrt(2)
             else:
                 x = part(x) if "conv" in name else part(x, emb)
                 kept.append(x)
+        picture = None
         for name, part in self.dec.items():
-            if "aux" in name:
-                x = part(F.silu(x) if "conv" in name else x)
+            if "aux_up" in name:
+                picture = part(picture)
+            elif "aux_norm" in name:
+                normed = part(x)
+            elif "aux_conv" in name:
+                picture = part(F.silu(normed)) + (0 if picture is None else picture)
             else:
                 x = part(torch.cat([x, kept.pop()], 1) if "block" in name else x, emb)
-        return x if self.song else self.out_conv(F.silu(self.out_norm(x)))
+        return picture if self.song else self.out_conv(F.silu(self.out_norm(x)))
 
 
 class DhariwalUNet(SongUNet):

@@ -240,13 +240,23 @@ class Shrink(nn.Module):
         return self.Conv2d_0(F.conv2d(F.pad(x, (2, 2, 2, 2)), each, groups=x.shape[1]))
 
 
+class Combine(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.Conv_0 = nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x, y):
+        return self.Conv_0(x) + y
+
+
 class NCSNpp(nn.Module):
-    def __init__(
-        self, size=16, width=16, mult=(1, 2), blocks=2, attention=(8,), fourier=False, pyramid=False, fir=False
-    ):
+    """skips: progressive_input='input_skip' with progressive_combine='sum', and progressive='output_skip'."""
+
+    def __init__(self, size=16, width=16, mult=(1, 2), blocks=2, attention=(8,), fourier=False, pyramid=False, fir=False,
+                 skips=False):  # fmt: skip
         super().__init__()
         self.size, self.width, self.mult, self.blocks, self.attention = size, width, mult, blocks, attention
-        self.fourier, self.pyramid = fourier, pyramid
+        self.fourier, self.pyramid, self.skips, self.taps = fourier, pyramid, skips, (1, 3, 3, 1) if fir else (1, 1)
         n_emb, taps = 4 * width, (1, 3, 3, 1) if fir else (1, 1)
         self.register_buffer("sigmas", torch.linspace(50, 0.01, 1000))
         parts = [Fourier(width)] if fourier else []
@@ -267,6 +277,8 @@ class NCSNpp(nn.Module):
                 if pyramid:
                     parts.append(Shrink(n_image, n))
                     n_image = n
+                if skips:
+                    parts.append(Combine(3, n))
                 kept.append(n)
         parts += [BigGAN(n, n, n_emb), Attn(n), BigGAN(n, n, n_emb)]
         for level, m in reversed(list(enumerate(mult))):
@@ -274,8 +286,9 @@ class NCSNpp(nn.Module):
                 parts.append(BigGAN(n + kept.pop(), width * m, n_emb))
                 n = width * m
             parts += [Attn(n)] if size >> level in attention else []
+            parts += [norm(n, 1e-6, min(n // 4, 32)), nn.Conv2d(n, 3, 3, padding=1)] if skips else []
             parts += [BigGAN(n, n, n_emb, "up", taps)] if level else []
-        parts += [norm(n, 1e-6, min(n // 4, 32)), nn.Conv2d(n, 3, 3, padding=1)]
+        parts += [] if skips else [norm(n, 1e-6, min(n // 4, 32)), nn.Conv2d(n, 3, 3, padding=1)]
         self.all_modules = nn.ModuleList(parts)
 
     def forward(self, x, c):
@@ -297,15 +310,24 @@ class NCSNpp(nn.Module):
                 h = next(parts)(kept[-1], emb)
                 if self.pyramid:
                     h = image = (next(parts)(image) + h) / math.sqrt(2)
+                if self.skips:
+                    image = smoothed(image, self.taps, "down")
+                    h = next(parts)(image, h)
                 kept.append(h)
-        h = next(parts)(kept[-1], emb)
+        h, picture = next(parts)(kept[-1], emb), None
         h = next(parts)(h)
         h = next(parts)(h, emb)
         for level in reversed(range(len(self.mult))):
             for _ in range(self.blocks + 1):
                 h = next(parts)(torch.cat([h, kept.pop()], 1), emb)
             h = next(parts)(h) if self.size >> level in self.attention else h
+            if self.skips:
+                out = next(parts)(h)
+                out = next(parts)(F.silu(out))
+                picture = out if picture is None else smoothed(picture, self.taps, "up") + out
             h = next(parts)(h, emb) if level else h
+        if self.skips:
+            return picture
         h = next(parts)(h)
         return next(parts)(F.silu(h))
 

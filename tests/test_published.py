@@ -40,6 +40,11 @@ def edm_file(kind: str, seed: int = 0):
                 out=3, classes=0, fourier=True, residual=True, taps=(1, 3, 3, 1), **{**SMALL, "blocks": 2}
             )
             return pe.EDMPrecond(net, 8, 0, sigma_min=0.01, sigma_max=50.0, sigma_data=0.6)
+        case "edm-skip":  # NCSN++ with encoder_type and decoder_type 'skip'
+            net = pe.SongUNet(
+                out=3, classes=0, fourier=True, skips=True, taps=(1, 3, 3, 1), **{**SMALL, "mult": (1, 2, 2)}
+            )
+            return pe.EDMPrecond(net, 8, 0, sigma_min=0.01, sigma_max=50.0, sigma_data=0.6)
         case "edm-odd":  # DDPM++ with NCSN++'s filter: no preset of ours
             net = pe.SongUNet(out=3, classes=0, taps=(1, 3, 3, 1), **SMALL)
             return pe.EDMPrecond(net, 8, 0, sigma_min=0, sigma_max=math.inf, sigma_data=0.5)
@@ -62,7 +67,8 @@ def edm_file(kind: str, seed: int = 0):
     raise KeyError(kind)
 
 
-KINDS = ("edm-song", "edm-ncsn", "edm-odd", "edm-adm", "vp", "ve", "iddpm", "edm2")
+SKIPS = {"residual_encoder": False, "skip_encoder": True, "skip_decoder": True}
+KINDS = ("edm-song", "edm-ncsn", "edm-skip", "edm-odd", "edm-adm", "vp", "ve", "iddpm", "edm2")
 BOUNDS = {"edm-song": (0.002, 80), "edm-ncsn": (0.01, 50), "ve": (0.02, 100), "edm2": (0.002, 80)}
 
 
@@ -155,12 +161,21 @@ def test_a_consistency_model_by_its_published_name(tmp_path):
     [
         ({}, {"process": "flow"}),
         ({"fourier": True, "pyramid": True, "fir": True}, {}),
+        ({"fourier": True, "skips": True, "fir": True, "mult": (1, 2, 2)}, {}),
         ({"fourier": True, "fir": True}, {"process": "vp"}),
         ({"fir": True}, {"process": "vp", "fir": True}),
         ({"mult": (1, 2, 2), "blocks": 3, "attention": (16,)}, {"process": "vp"}),
         ({"mult": (2, 1), "blocks": 1, "attention": ()}, {"process": "vp"}),
     ],
-    ids=["rectified-flow", "ncsn++", "ncsn++ without pyramid", "ddpm++ with fir", "three levels", "no attention"],
+    ids=[
+        "rectified-flow",
+        "ncsn++",
+        "ncsn++ with skips",
+        "ncsn++ without pyramid",
+        "ddpm++ with fir",
+        "three levels",
+        "no attention",
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_score_sde_checkpoints_give_the_outputs_of_their_moving_average(kwargs, options, zipped, tmp_path):
@@ -211,6 +226,26 @@ def test_what_a_score_of_score_sde_means(tmp_path):
         score = ve(2 * unit - 1, torch.full((4,), s).log()) / s
         denoised = unit + s**2 * score
         torch.testing.assert_close(model.denoise(2 * unit - 1, 2 * s), 2 * denoised - 1, **TIGHT)
+
+
+def test_networks_with_image_skips_say_their_levels_and_how_they_join(tmp_path):
+    """Those of 256x256 go up to sigma 348, and only the sum of picture and features is read."""
+    net = pt.randomise(pt.NCSNpp(blocks=1, fourier=True, skips=True, fir=True))
+    net.sigmas = torch.linspace(348, 0.01, 2000)
+    torch.save(pt.checkpoint(net, net), tmp_path / "ve.pth")
+    found = published.read(tmp_path / "ve.pth", size=16)
+    assert found.card["source"]["process"] == "ve" and found.model.sigma_range == pytest.approx((0.02, 696.0))
+    assert found.model.net.config["differs"] == SKIPS
+    at = next(i for i, part in enumerate(net.all_modules) if isinstance(part, pt.Combine))
+    net.all_modules[at + 1] = pt.BigGAN(32, 32, 64)  # as after a concatenation of 16 and 16
+    torch.save(pt.checkpoint(net, net), tmp_path / "cat.pth")
+    with pytest.raises(BadFile, match="otherwise than by addition"):
+        published.read(tmp_path / "cat.pth", size=16)
+    net = pt.randomise(pt.NCSNpp(blocks=1, fourier=True, skips=True))
+    net.sigmas = torch.zeros(2)
+    torch.save(pt.checkpoint(net, net), tmp_path / "zero.pth")
+    with pytest.raises(BadFile, match="not positive numbers"):
+        published.read(tmp_path / "zero.pth", size=16)
 
 
 DDPM = {"sample_size": 16, "block_out_channels": (32, 64), "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),

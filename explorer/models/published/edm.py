@@ -24,7 +24,8 @@ from explorer.process.precondition import EDMPrecondition, EpsPrecondition, IDDP
 PARTS = {
     "norm0": Part(("norm0",)), "conv0": Part(("conv0",)), "affine": Part(("affine",)), "norm1": Part(("norm1",)),
     "conv1": Part(("conv1",)), "shortcut": Part(("skip",)), "attention.norm": Part(("norm2",)),
-    "attention.qkv": Part(("qkv",), heads_last, "regrouped"), "attention.out": Part(("proj",)), "conv": Part(("",)),
+    "attention.qkv": Part(("qkv",), heads_last, "regrouped"), "attention.out": Part(("proj",)), "conv": Part(("",)), "mix": Part(("",)),
+    "norm": Part(("norm",)), "out": Part(("conv",)),
 }  # fmt: skip
 TOPS = {
     "embedding": Part(("model.map_noise",), radians, "in radians", {"frequencies": "freqs"}),
@@ -93,10 +94,6 @@ def plan(content: Any) -> Plan:
 
 def _config(model: Module, tensors: Mapping[str, Stored]) -> dict[str, Any]:
     """Of our network, from the names and shapes of its tensors."""
-    for part, option in (("enc.", "_aux_skip"), ("enc.", "_aux_down"), ("dec.", "_aux_up")):
-        if any(n.startswith(part) and option in n for n in tensors):
-            kind = "encoder" if part == "enc." else "decoder"
-            raise BadFile(f"it was built with {kind}_type='skip', which the network here does not have.")
     song = model.kind == "SongUNet"
     sizes = sorted({int(m[1]) for n in tensors if (m := re.match(r"enc\.(\d{1,5})x\1_block0\.", n))}, reverse=True)
     if not sizes or any(a != 2 * b for a, b in zip(sizes[:-1], sizes[1:], strict=True)):
@@ -107,12 +104,14 @@ def _config(model: Module, tensors: Mapping[str, Stored]) -> dict[str, Any]:
     base = width(tensors, f"enc.{top}x{top}_conv.weight", 0) if song else n_noise
     widths = [width(tensors, f"enc.{s}x{s}_block0.conv0.weight", 0) for s in sizes]
     blocks = sum(1 for i in range(64) if f"enc.{top}x{top}_block{i}.conv0.weight" in tensors)
-    residual = any("_aux_residual." in n for n in tensors)
+    residual, mixed = (any(f"_aux_{kind}." in n for n in tensors) for kind in ("residual", "skip"))
+    summed = sum(n.endswith("_aux_conv.weight") for n in tensors) > 1
     family = "adm" if not song else "ncsn++" if fourier or residual else "ddpm++"
     differs: dict[str, Any] = {}
     known = FAMILIES[family]
     noise_mult = n_noise / base
-    for name, value in {"noise_mult": noise_mult, "residual_encoder": residual, "kernel": _kernel(tensors)}.items():
+    paths = {"residual_encoder": residual, "skip_encoder": mixed, "skip_decoder": summed}
+    for name, value in {"noise_mult": noise_mult, **paths, "kernel": _kernel(tensors)}.items():
         if value is not None and value != getattr(known, name):
             differs[name] = value
     if noise_mult != int(noise_mult):
@@ -182,8 +181,9 @@ def wanted_of(net: nn.Module, config: Mapping[str, Any], learnt: bool) -> Wanted
     top, low = config["shape"][1], config["shape"][1] >> (len(config["mult"]) - 1)
     places = {f"middle.{i}": f"model.dec.{low}x{low}_in{i}." for i in range(2)}
     places |= {f"decoder.{name}": f"model.dec.{name}." for name in net.decoder}
-    places |= {f"encoder.{n}": f"model.enc.{n.replace('_image', '_aux_residual')}." for n in net.encoder}
-    places = {key: (place, place) for key, place in places.items()}
+    image = "_aux_skip" if config.get("differs", {}).get("skip_encoder") else "_aux_residual"
+    places |= {f"encoder.{n}": f"model.enc.{n.replace('_image', image)}." for n in net.encoder}
+    places = {key: (place.replace("_image.", "_aux_"), place) for key, place in places.items()}
     norm = "out_norm" if config["family"] == "adm" else f"dec.{top}x{top}_aux_norm"
     last = (
         Part((f"model.{_out(config)}",), first_rows, "cut: the variance is not used")

@@ -1,20 +1,24 @@
 """Checkpoints of score_sde_pytorch and RectifiedFlow: numbered modules, and the moving average as a bare list.
 
-Sources: Song et al. 2021, arXiv 2011.13456 (DDPM++, NCSN++); Liu et al. 2022, arXiv 2209.03003.
+Sources: Song et al. 2021, arXiv 2011.13456 (DDPM++, NCSN++, also with the image skips that it has for large pictures); Liu et al.
+2022, arXiv 2209.03003.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from explorer.errors import BadFile, BadValue
 from explorer.models.published.files import Stored
 from explorer.models.published.mapping import Checked, Part, radians, transposed, wanted
-from explorer.models.published.plan import Plan, Wanted, multiples, process_named, shape_of, sized, width
+from explorer.models.published.plan import Plan, Process, Wanted, multiples, process_named, shape_of, sized, width
+from explorer.nets.edm_blocks import LevelImage
 
 NIN = {"weight": "W", "bias": "b"}
 PARTS = {
@@ -23,6 +27,7 @@ PARTS = {
     "attention.norm": Part(("GroupNorm_0",)),
     "attention.qkv": Part(("NIN_0", "NIN_1", "NIN_2"), transposed, "transposed, joined", NIN),
     "attention.out": Part(("NIN_3",), transposed, "transposed", NIN), "conv": Part(("Conv2d_0",)),
+    "mix": Part(("Conv_0",)),
 }  # fmt: skip
 
 
@@ -49,7 +54,7 @@ def plan(content: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> P
     """
     tensors = {k: v for k, v in _named(content).items() if isinstance(v, Stored)}
     fourier = "all_modules.0.W" in tensors
-    process = options.get("process") or ("ve" if fourier and _pyramid(tensors) else None)
+    process = options.get("process") or ("ve" if fourier and (_pyramid(tensors) or _skips(tensors)) else None)
     if process is None:
         raise BadValue(
             "the file does not say what its network learnt: give --process flow (a rectified flow), vp, or ve (a score by score_sde)."
@@ -63,7 +68,7 @@ def plan(content: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> P
         config=config,
         tensors=tensors,
         wanted=lambda net: _wanted(net, fourier),
-        process=process_named(process),
+        process=_process(process, tensors),
         checked={"sigmas": Checked(lambda v: None, "not used by the network")} if "sigmas" in tensors else {},
         facts={"process": process, "weights": "moving average" if averaged else "as trained last",
                **({"step": content["step"]} if type(content.get("step")) is int else {})},
@@ -72,8 +77,29 @@ def plan(content: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> P
     )  # fmt: skip
 
 
+def _process(name: str, tensors: Mapping[str, Stored]) -> Process:
+    """The process; of a VE score with the noise levels that its file lists, which are of pictures in [0, 1]."""
+    process = process_named(name)
+    if name != "ve" or "sigmas" not in tensors:
+        return process
+    levels = tensors["sigmas"].tensor().double()
+    if (
+        levels.numel() < 2
+        or not bool(torch.isfinite(levels).all())
+        or not 0 < float(levels.min()) < float(levels.max())
+    ):
+        raise BadFile("its noise levels (sigmas) are not positive numbers.")
+    return replace(process, sigma_range=(2 * float(levels.min()), 2 * float(levels.max())))
+
+
 def _pyramid(tensors: Mapping[str, Stored]) -> bool:
     return any(re.fullmatch(r"all_modules\.\d+\.Conv2d_0\.weight", n) for n in tensors)
+
+
+def _skips(tensors: Mapping[str, Stored]) -> list[int]:
+    """Numbers of the 1x1 convolutions that mix the shrunk image in: blocks without an embedding."""
+    found = (re.fullmatch(r"all_modules\.(\d{1,4})\.Conv_0\.weight", n) for n in tensors)
+    return sorted(int(m[1]) for m in found if m and f"all_modules.{m[1]}.Dense_0.weight" not in tensors)
 
 
 def _averaged(tensors: Mapping[str, Stored], ema: Mapping[str, Any]) -> dict[str, Stored]:
@@ -104,16 +130,18 @@ def _config(
     base, n_colours = width(tensors, stem, 0), width(tensors, stem, 1)
     if len(shape_of(tensors, stem)) != 4:
         raise BadFile("its network is not conditioned on the noise level, or is another than DDPM++ and NCSN++.")
-    widths, attends, counts = [], [], [0]
+    widths, attends, counts, skips = [], [], [0], _skips(tensors)
+    for i in skips:
+        n_out, n_in = shape_of(tensors, f"all_modules.{i}.Conv_0.weight")[:2]
+        if n_in != n_colours or width(tensors, f"all_modules.{i + 1}.Conv_0.weight", 1) != n_out:
+            raise BadFile(f"module {i} joins the shrunk image otherwise than by addition (progressive_combine='sum').")
     for i in range(begin + 1, _decoder(tensors, begin + 1) - 3):
         name = f"all_modules.{i}.Conv_0.weight"
         if name not in tensors:
             continue
         n_out, n_in = shape_of(tensors, name)[:2]
-        if f"all_modules.{i}.Dense_0.weight" not in tensors:
-            raise BadFile(
-                f"module {i} joins the shrunk image by addition (progressive_input='input_skip'), which the network here does not have."
-            )
+        if i in skips:
+            continue
         if n_in == n_out and f"all_modules.{i}.Conv_2.weight" in tensors:  # halves
             counts.append(0)
             continue
@@ -132,6 +160,11 @@ def _config(
     family = "ncsn++" if fourier else "ddpm++"
     if residual != fourier:
         differs["residual_encoder"] = residual
+    if skips:
+        differs["skip_encoder"] = True
+    plain = (n for n in tensors if re.fullmatch(r"all_modules\.\d{1,4}\.weight", n) and n != stem)
+    if sum(len(tensors[n].shape) == 4 for n in plain) > 1:
+        differs["skip_decoder"] = True
     if fir != fourier:
         differs["kernel"] = [1, 3, 3, 1] if fir else [1, 1]
     assumed = [f"resampling {'with the kernel 1 3 3 1 (fir)' if fir else 'by averaging and repetition (no fir)'}"]
@@ -181,6 +214,10 @@ def _wanted(net: nn.Module, fourier: bool) -> Wanted:
         for name, block in blocks:
             i += 1
             places[f"{group}.{name}"] = (f"all_modules.{i}.", f"all_modules.{i + 1}.")
+            if isinstance(block, LevelImage):
+                tops[f"{group}.{name}.norm"] = Part((f"all_modules.{i}",))
+                i += 1
+                tops[f"{group}.{name}.out"] = Part((f"all_modules.{i}",))
             i += getattr(block, "attention", None) is not None
     tops |= {"norm": Part((f"all_modules.{i + 1}",)), "out": Part((f"all_modules.{i + 2}",))}
     return wanted(net, tops, PARTS, places)
