@@ -9,6 +9,7 @@ from explorer.tuning.objective import (
     TruncationError,
 )
 from explorer.tuning.recorded import AlignSteps, DynamicProgram
+from explorer.tuning.restarts import RestartSearch, forgetting
 from explorer.tuning.search import CMA, Chain, Coordinate, Halving, Listed, Optuna
 from explorer.tuning.setting import Guidance, Setting, Skips, Wrapper, fingerprint
 from explorer.tuning.space import GuidanceSpace, Joint, Nodes, RestartSpace, SkipScales, Space, every_solver
@@ -18,6 +19,6 @@ from explorer.tuning.tuned import Point, Tuned, held_out_front
 __all__ = [
     "AlignSteps", "Budget", "CMA", "Chain", "Coordinate", "DynamicProgram", "FunctionObjective", "Guidance", "GuidanceSpace", "Halving",
     "Joint", "Listed", "LocalError", "Measurement", "MetricObjective", "Nodes", "Objective", "Optuna", "Point", "Proposal",
-    "RestartSpace", "Setting", "SkipScales", "Skips", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Wrapper",
-    "every_solver", "fingerprint", "held_out_front", "pareto", "tune",
+    "RestartSearch", "RestartSpace", "Setting", "SkipScales", "Skips", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Wrapper",
+    "every_solver", "fingerprint", "forgetting", "held_out_front", "pareto", "tune",
 ]  # fmt: skip

@@ -1,0 +1,221 @@
+"""Where to restart a frozen model: what a jump makes it forget, what the way down costs, and which settings are worth trying.
+
+For an interval [s_min, s_max] two numbers are measured on the model itself, without data:
+    survival   |x' - y'| / |x - y|    of the difference of two states at s_min, after one jump with the same noise and an exact way down
+    added      |y'' - y'|             between the way down in few steps and the exact one
+After K repeats a difference has shrunk to about survival^K, and K times the added error has come on top: the two terms of the bound
+that restarts are explained by (Xu et al. 2023, arXiv 2306.14878). `RestartSearch` proposes the settings that no other beats in both.
+A common jump is one coupling among many, so that survival is an upper bound of what the best coupling leaves.
+
+S samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from explorer.errors import BadValue
+from explorer.models.base import Denoiser, FlowMap
+from explorer.sampling.grids import TimeGrid
+from explorer.sampling.restart import Restart, RestartSampler, repeated
+from explorer.sampling.samplers import Labels, OdeSampler, device_of, labels_for
+from explorer.sampling.seeds import Seeds
+from explorer.sampling.solve import Solver, solve
+from explorer.sampling.solvers import Heun
+from explorer.tuning.objective import first_labels
+from explorer.tuning.setting import Setting
+from explorer.tuning.space import grid_of, most_steps, stretched
+from explorer.tuning.study import Proposal, Tuner
+
+FINE = 6
+"""Heun steps for each doubling of sigma that stand for the exact flow."""
+
+
+@torch.inference_mode()
+def forgetting(
+    model: Denoiser,
+    seeds: Seeds,
+    lows: Sequence[float],
+    factors: Sequence[float],
+    n_points: Sequence[int] = (2, 3, 4),
+    solver: Solver | None = None,
+    labels: Labels = "balanced",
+) -> xr.Dataset:
+    """Survival of a difference and added error of one repeat, for intervals from each of `lows` to each of `factors` times it.
+
+    Args:
+        seeds: of the states, S of them; each is compared with one of the same class from other noise. The jumps take further numbers.
+        n_points: times on the way down, as in `Restart`.
+        solver: of the way down whose error is measured; Heun by default.
+    Returns:
+        `survival` (low, factor) and `added` (low, factor, n_points), root mean squares over samples, `added` in data units, with
+            `survival_se`; coordinate `sigma_max` (low, factor). NaN where an interval leaves the range. Attribute `n_evals`: network
+            evaluations times samples spent.
+    Raises: BadValue for fewer than two states of a class.
+    """
+    n, device, solver = len(seeds), device_of(model), solver or Heun()
+    cond, high = labels_for(model, seeds, labels, device), model.sigma_range[1]
+    apart = model.n_classes if labels == "balanced" and model.n_classes else 1
+    if n < 2 * apart:
+        raise BadValue(f"at least {2 * apart} seeds are needed, two for each class; got {n}")
+    other, path, calls = torch.arange(n).roll(apart), model.path, model.n_calls
+    x = path.at(path.time_at(high))[1] * seeds.fresh().normal(tuple(model.shape), device=device)
+    at, shape = high, (len(lows), len(factors))
+    survival, error, tops = (np.full(shape, math.nan) for _ in range(3))
+    added = np.full((*shape, len(n_points)), math.nan)
+    for i in sorted(range(len(lows)), key=lambda i: -lows[i]):
+        x, at = _exactly(model, x, at, lows[i], cond), lows[i]
+        alpha = path.at(path.time_at(at))[0]
+        for j, factor in enumerate(factors):
+            if (top := at * factor) > high:
+                continue
+            tops[i, j] = top
+            jumps = Seeds(s + 2**40 for s in seeds.ids)
+            fine = Restart(1 + math.ceil(FINE * max(math.log2(factor), 1)), 1, at, top)
+            end = repeated(model, x, fine, Heun(), cond=cond, rng=jumps.fresh())
+            moved = repeated(model, x[other], fine, Heun(), cond=cond, rng=jumps.fresh())
+            before, after = _squares(x[other] - x), _squares(moved - end)
+            survival[i, j] = (after.mean() / before.mean()) ** 0.5
+            share = after / before.mean() - survival[i, j] ** 2 * before / before.mean()
+            error[i, j] = share.std(ddof=1) / n**0.5 / (2 * survival[i, j])
+            for k, m in enumerate(n_points):
+                coarse = repeated(model, x, Restart(m, 1, at, top), solver, cond=cond, rng=jumps.fresh())
+                added[i, j, k] = (_squares(coarse - end).mean()) ** 0.5 / alpha
+    dims = ("low", "factor")
+    return xr.Dataset(
+        {"survival": (dims, survival), "survival_se": (dims, error), "added": ((*dims, "n_points"), added)},
+        {"low": list(lows), "factor": list(factors), "n_points": list(n_points), "sigma_max": (dims, tops)},
+        {"n": n, "n_evals": (model.n_calls - calls) * n, "model": model.name},
+    )
+
+
+def _exactly(model: Denoiser, x: Tensor, sigma: float, to: float, cond) -> Tensor:
+    if to == sigma:
+        return x
+    steps = math.ceil(FINE * max(math.log2(sigma / to), 1))
+    grid = TimeGrid.log_snr(steps, to, sigma, to_zero=False)
+    return solve(model, Heun(), x, grid.on(model.path), cond=cond)
+
+
+def _squares(x: Tensor) -> np.ndarray:
+    return x.flatten(1).square().sum(dim=1).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting with what the measurements predict of it: the share of a difference that survives, and the error that is made."""
+
+    setting: Setting
+    survival: float
+    added: float
+
+
+@dataclass(frozen=True)
+class RestartSearch(Tuner):
+    """Settings with one restart interval at a given cost, those first that no other beats in both survival and added error.
+
+    Survival says nothing of how large the differences are that should be forgotten (they stem from the network, too), so the tuner
+    proposes the whole front, from nothing forgotten to most, and the objective decides. The main grid is thinned to what the repeats leave.
+
+    Args:
+        nfe: evaluations a sample; None is as many as the start takes.
+        lows, factors: lower ends of the intervals, and how far up they go; lower ends move to the nearest node of each main grid.
+        most_repeats: largest K; n_points: times on the way down.
+        candidates: longest list of proposals; a longer front is thinned evenly.
+        n: states measured.
+    """
+
+    nfe: int | None = None
+    lows: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+    factors: tuple[float, ...] = (1.5, 2.0, 4.0, 10.0, 30.0)
+    n_points: tuple[int, ...] = (2, 3, 4)
+    most_repeats: int = 8
+    candidates: int = 24
+    n: int = 40
+    name = "restart intervals by measured contraction"
+
+    def search(self, task):
+        yield Proposal(task.start, note="start")
+        found, spent = self.front(task.model, task.start, task.objective.seeds, task.objective.labels)
+        for candidate in found:
+            note = f"{candidate.survival:.2g} of a difference survives, {candidate.added:.2g} is added"
+            yield Proposal(candidate.setting, note=note, extra=spent)
+            spent = 0
+
+    def front(
+        self, model: Denoiser, start: Setting, seeds: range, labels: Labels = "balanced"
+    ) -> tuple[list[Candidate], int]:
+        """Candidates in order of the error they add, the plain sampler left out, and the network evaluations times samples this took.
+
+        Raises: BadValue for a flow map, or where not even one repeat fits into the evaluations.
+        """
+        if isinstance(model, FlowMap):
+            raise BadValue(f"a restart walks an ODE, and {model.name or 'this model'} is a flow map")
+        grid, limit = grid_of(start), self.nfe or start.nfe(model)
+        solver = getattr(start.sampler, "solver", Heun())
+        wrapped, _ = start.on(model)
+        n = min(max(self.n, 2 * model.n_classes), len(seeds))
+        seeds = Seeds(seeds[:n])
+        low = wrapped.sigma_range[0]
+        lows = [s for s in self.lows if low < s < grid.times[0]]
+        labels = first_labels(labels, n)
+        map_ = forgetting(wrapped, seeds, lows, self.factors, self.n_points, solver, labels)
+        missed: dict[int, float] = {}
+        calls, found = wrapped.n_calls, []
+        cond = labels_for(wrapped, seeds, labels, device_of(wrapped))
+        noise = seeds.fresh().normal(tuple(wrapped.shape), device=device_of(wrapped))
+        exact = OdeSampler(Heun(), TimeGrid.karras(64, low, grid.times[0]))
+
+        @torch.inference_mode()
+        def miss(main: TimeGrid) -> float:
+            """Root mean square error at the end of the main grid's own steps."""
+            if not missed:
+                missed[0] = exact.sample(wrapped, noise, cond)
+            if main.n_steps not in missed:
+                gap = OdeSampler(solver, main).sample(wrapped, noise, cond) - missed[0]
+                missed[main.n_steps] = float(_squares(gap).mean() ** 0.5)
+            return missed[main.n_steps]
+
+        for i, bottom in enumerate(lows):
+            for j, factor in enumerate(self.factors):
+                for k, points in enumerate(self.n_points):
+                    for repeats in range(1, self.most_repeats + 1):
+                        setting = self._setting(
+                            start, grid, solver, model, limit, (points, repeats, bottom, bottom * factor)
+                        )
+                        if setting is None or not math.isfinite(map_.survival.values[i, j]):
+                            continue
+                        error = miss(setting.sampler.grid) + repeats * float(map_.added.values[i, j, k])
+                        found.append(Candidate(setting, float(map_.survival.values[i, j]) ** repeats, error))
+        if not found:
+            raise BadValue(f"not one restart fits into {limit} evaluations a sample beside the main steps: allow more")
+        front: list[Candidate] = []
+        for candidate in sorted(found, key=lambda c: (c.added, c.survival)):
+            if not front or candidate.survival < front[-1].survival:
+                front.append(candidate)
+        if len(front) > self.candidates:
+            kept = np.unique(np.linspace(0, len(front) - 1, self.candidates).round().astype(int))
+            front = [front[i] for i in kept]
+        return front, map_.n_evals + (wrapped.n_calls - calls) * n
+
+    def _setting(self, start, grid, solver, model, limit, interval) -> Setting | None:
+        points, repeats, bottom, top = interval
+
+        def made(n):
+            sampler = RestartSampler(
+                stretched(grid, n), (Restart(points, repeats, bottom, min(top, grid.times[0])),), solver
+            )
+            return dataclasses.replace(start, sampler=sampler)
+
+        try:
+            return most_steps(made, model, limit)
+        except BadValue:  # too dear, or no node of the main grid is near
+            return None
