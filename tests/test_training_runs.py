@@ -398,9 +398,11 @@ def test_what_the_command_line_has_trained_is_on_record_and_can_be_kept(runs):
     from explorer.cli import app
 
     words = "train edm --data toy-moons --set plan.n_steps=6 --set plan.batch_size=16 --set plan.tick_steps=2 --seed 4"
-    out = CliRunner().invoke(app, [*words.split(), "--out", str(runs / "mine-2")])
+    out = CliRunner().invoke(app, [*words.split(), "--out", str(runs / "mine-2"), "--previews"])
     assert out.exit_code == 0, out.output
     files = RunFiles.named("mine-2", runs)
+    picture = previews.read_preview(max(files.previews.iterdir()))
+    assert picture.step == 6 and picture.flat and read_rows(files.measures)[-1]["step"] == 6
     assert files.status()["state"] == "done" and files.status()["step"] == 6
     plan = choices.recipe_of(files.request).plan
     assert (plan.n_steps, plan.batch_size, plan.seed) == (6, 16, 4), "it can be trained again from its folder"

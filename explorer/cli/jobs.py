@@ -53,6 +53,12 @@ def train(
     half: Annotated[
         bool, typer.Option("--half", help="Round the weights to float16 before measuring and writing: half the size.")
     ] = False,
+    previews: Annotated[
+        bool,
+        typer.Option(
+            "--previews", help="Draw and measure samples meanwhile, for the Training page; costs up to half a core."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only build the networks and take one step on made-up data; needs no data set."),
@@ -92,7 +98,8 @@ def train(
         if distributed.world() > 1:
             course = train_recipe(recipe, out, device=where)
         else:
-            course = on_record(recipe, out, {"paper": paper, "recipe": data, "data": other, "sets": changes}, where)
+            request = {"paper": paper, "recipe": data, "data": other, "sets": changes}
+            course = on_record(recipe, out, request, where, previews=previews)
         with progress(f"training {recipe.name}", show=speaks) as show:
             for tick in course:
                 losses = [f"{name} {value:.4g}" for name, value in tick.logs.items() if name.startswith("loss/")]

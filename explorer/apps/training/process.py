@@ -117,17 +117,18 @@ def _previewer(recipe: Recipe, files: RunFiles, device: torch.device | str, acco
 
 
 def on_record(
-    recipe: Recipe, folder: Path | str, request: dict[str, Any], device: torch.device | str
+    recipe: Recipe, folder: Path | str, request: dict[str, Any], device: torch.device | str, *, previews: bool = False
 ) -> Iterator[Tick]:
     """Ticks of a training in this process, as `attended` gives them: the Training page and `explorer runs` see it, and may stop it.
 
     Args:
         request: what was asked for, see `choices.recipe_of`.
+        previews: as for `attended`.
     """
     files = RunFiles(folder)
     if not files.alive:
         files.ask(request)
-    return attended(recipe, files, device=device, previews=False)
+    return attended(recipe, files, device=device, previews=previews)
 
 
 class _Account:

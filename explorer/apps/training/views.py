@@ -302,7 +302,9 @@ def _unpictured(request: str) -> str:
         return ""
     if recipe.sampler is None:
         return "This recipe trains a network that is not sampled from: there are curves, and no pictures."
-    return "Trained from the command line: there are curves, and no pictures." if "sets" in json.loads(request) else ""
+    if "sets" in json.loads(request):
+        return "Trained from the command line without --previews: there are curves, and no pictures."
+    return ""
 
 
 # Curves
@@ -312,13 +314,14 @@ def curves_data(store: Trainings) -> dict:
     shown = [(slot, store.histories[name]) for slot, name in enumerate(store.shown) if name in store.histories]
     extras = [EXTRA, *dict.fromkeys(name for _, history in shown for name in history.others)]
     extra = store.extra if store.extra in extras else EXTRA
+    active = {name for name in store.shown if (card := store.card(name)) is not None and card.active}
+    unmeasured = "measured every few seconds" if active else "not measured while it trained"
     charts = [
-        _measure_chart(shown, store.by),
+        _measure_chart(shown, store.by, unmeasured),
         _chart("loss", shown, store.by),
         _chart("gradient norm", shown, store.by),
+        _straight_chart(shown, store.by, unmeasured) if extra == EXTRA else _chart(extra, shown, store.by),
     ]
-    charts.append(_straight_chart(shown, store.by) if extra == EXTRA else _chart(extra, shown, store.by))
-    active = {name for name in store.shown if (card := store.card(name)) is not None and card.active}
     return {
         "by": store.by,
         "unit": "images seen" if store.by == "images" else "training time, s",
@@ -340,7 +343,7 @@ def _reach(store: Trainings, name: str) -> float | None:
     return float(now) / card.fraction
 
 
-def _measure_chart(shown: list[tuple[int, History]], by: str) -> dict:
+def _measure_chart(shown: list[tuple[int, History]], by: str, unmeasured: str) -> dict:
     lines, name = [], ""
     for slot, history in shown:
         rows = [row for row in history.measures if isinstance(row.get("estimate"), dict)]
@@ -356,11 +359,11 @@ def _measure_chart(shown: list[tuple[int, History]], by: str) -> dict:
         "about": about,
         "log": True,
         "lines": lines,
-        "missing": "measured every few seconds",
+        "missing": unmeasured,
     }
 
 
-def _straight_chart(shown: list[tuple[int, History]], by: str) -> dict:
+def _straight_chart(shown: list[tuple[int, History]], by: str, unmeasured: str) -> dict:
     lines = []
     for slot, history in shown:
         rows = [row for row in history.measures if isinstance(row.get("straightness"), list)]
@@ -372,7 +375,7 @@ def _straight_chart(shown: list[tuple[int, History]], by: str) -> dict:
         "about": "0 for straight paths at even speed; data units²",
         "log": False,
         "lines": lines,
-        "missing": "only what follows an ODE has one",
+        "missing": "only what follows an ODE has one" if any(h.measures for _, h in shown) else unmeasured,
     }
 
 

@@ -207,14 +207,24 @@ def searches_data(store: Tunings) -> dict:
 
 
 def _gain(trials: list[Trial], tuned: Tuned | None) -> str:
-    """By how much the best is below the baseline, as a share, held out where that is known."""
-    if tuned is not None and tuned.baseline.value > 0:
-        return minus(f"{100 * (tuned.score.value / tuned.baseline.value - 1):+.0f} %")
+    """By how much the best is below the baseline, held out where that is known; else in brackets."""
+    if tuned is not None:
+        return _below(tuned.score.value, tuned.baseline)
     whole = [t for t in trials if t.n == trials[0].n and not t.failed] if trials else []
-    if len(whole) < 2 or not trials[0].estimate.value > 0:
+    if len(whole) < 2:
         return ""
-    share = min(t.value for t in whole) / trials[0].estimate.value - 1
-    return minus(f"({100 * share:+.0f} %)")
+    return f"({_below(min(t.value for t in whole), trials[0].estimate)})"
+
+
+def _below(value: float, baseline: Estimate) -> str:
+    """The change as a share of the baseline, or as it is where the baseline is not surely above 0 (a corrected distance)."""
+    if _surely_positive(baseline):
+        return minus(f"{100 * (value / baseline.value - 1):+.0f} %")
+    return minus(f"{value - baseline.value:+.2g}")
+
+
+def _surely_positive(e: Estimate) -> bool:
+    return e.value > 2 * e.std_error
 
 
 def _age(seconds: float) -> str:
@@ -285,7 +295,7 @@ def _verdict(tuned: Tuned) -> dict:
     if not d.differs_from(0.0):
         return {"kind": "same", "text": f"On held-out noise not distinguishable: {_signed(d)}.", "fine": fine}
     if d.value < 0:
-        share = f", {100 * -d.value / tuned.baseline.value:.0f} %" if tuned.baseline.value > 0 else ""
+        share = f", {100 * -d.value / tuned.baseline.value:.0f} %" if _surely_positive(tuned.baseline) else ""
         return {"kind": "better", "text": f"Better than the baseline by {shown}{share}.", "fine": fine}
     return {"kind": "worse", "text": f"Worse than the baseline by {shown} on held-out noise.", "fine": fine}
 
