@@ -42,6 +42,7 @@ def benches() -> dict[str, Bench]:
         "live-first-number": live.first_number,
         "live-n2000": live.n2000,
         "train-digits": training.digits,
+        **{f"train-digits-{slug}": partial(training.digits, slug=slug) for slug in TRAINED},
         "jvp-digits": networks.jvp_digits,
         "train-loop": training.loop,
         "train-loop-everything": partial(training.loop, everything=True),
@@ -61,6 +62,9 @@ def benches() -> dict[str, Bench]:
         out |= {f"{name}-cuda": partial(bench, device=cuda) for name, bench in on_device.items()}
     return out
 
+
+TRAINED = ("rectified_flow", "rfpp", "consistency_models", "ict", "scm", "dmd2")
+"""Papers, beside EDM, whose digits recipe is timed."""
 
 OWN_ROW = ("euler", "heun", "rk4", "dpmpp-2m")
 """Solvers that are timed in settings of their own."""

@@ -1,7 +1,8 @@
-"""train-*: what the training loop costs over a step written by hand, and images per second of the digits recipe."""
+"""train-*: what the training loop costs over a step written by hand, and images per second of the papers' digits recipes."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 
@@ -10,26 +11,35 @@ import torch
 from explorer.bench.clock import Effort, Work, clock_of, rounds, threads, waiter
 from explorer.bench.rows import Row
 from explorer.data import Loader, load_dataset
-from explorer.papers.edm import PAPER
-from explorer.reproduction.run import train_recipe
+from explorer.papers import paper
+from explorer.reproduction.bench import Bench
+from explorer.reproduction.run import batches_of, method_of
 from explorer.training import EmaPlan, seeded, train
 
 SLACK, SLACK_WITH_ALL = 1.03, 1.06
 
 
-def digits(name: str, effort: Effort, device: torch.device) -> Row:
-    """Draw, corrupt, forward, backward, clip, Adam, EMA, log. On a GPU under bfloat16 autocast and compiled."""
-    recipe, steps = PAPER.recipe("digits"), 2 if effort.quick else 10
+def digits(name: str, effort: Effort, device: torch.device, *, slug: str = "edm") -> Row:
+    """A paper's digits recipe: draw, corrupt, forward, backward, clip, Adam, EMA, log. On a GPU under bfloat16 autocast and compiled.
+
+    What it needs first (teacher, pairs) is stood in for by untrained ones of the same architecture.
+    """
+    recipe, steps = paper(slug).recipe("digits"), 2 if effort.quick else 10
     fast = {"autocast": "bfloat16", "compile": True} if device.type == "cuda" else {}
-    endless = dataclasses.replace(recipe.plan, n_steps=10**9, tick_steps=steps, **fast)
-    ticks = train_recipe(dataclasses.replace(recipe, plan=endless), device=device)
-    net = recipe.method(load_dataset(recipe.data)).to(device).nets["net"].train()
-    work = {"ours": lambda: next(ticks), "limit": _bare(net, recipe.plan.batch_size, steps, device, fast)}
+    endless = dataclasses.replace(recipe.plan, n_steps=10**9, tick_steps=steps, checkpoint_steps=0, **fast)
+    bench = Bench(seed=recipe.plan.seed, device=device, rehearse=True)
+    needs = {need: bench.need(recipe.needs[need]) for need in recipe.needs}
+    data = load_dataset(recipe.data)
+    method = method_of(recipe, data, needs, recipe.plan.seed).to(device)
+    net = copy.deepcopy(next(iter(method.nets.values()))).train()
+    ticks = train(method, batches_of(recipe, data, endless, needs), endless)
+    batch = recipe.plan.batch_size
+    work = {"ours": lambda: next(ticks), "limit": _bare(net, data.shape, batch, steps, device, fast)}
     times, _ = rounds(work, effort, wait=waiter(device))
     how = "bfloat16, compiled" if fast else "float32"
-    note = f"Batches of {recipe.plan.batch_size}, {how}; {steps} steps a round."
-    row = Row.of(name, times, unit="s", limit_is="forward and backward of the bare network", note=note)
-    return row.as_rate(steps * recipe.plan.batch_size, "images/s")
+    note = f"{recipe.name}: batches of {batch}, {how}; {steps} steps a round."
+    row = Row.of(name, times, unit="s", limit_is="one forward and backward of the bare network", note=note)
+    return row.as_rate(steps * batch, "images/s")
 
 
 def loop(name: str, effort: Effort, device: torch.device, *, everything: bool = False) -> Row:
@@ -39,7 +49,7 @@ def loop(name: str, effort: Effort, device: torch.device, *, everything: bool = 
         everything: with the recipe's EMA, the loss by noise level and a tick with its log line at every step; the step
             by hand has none of these. On a GPU the finite check, which waits for the device, is part of it.
     """
-    recipe = PAPER.recipe("digits")
+    recipe = paper("edm").recipe("digits")
     emas = (EmaPlan(half_life=18_000),) if everything else ()
     plan = dataclasses.replace(recipe.plan, n_steps=10**9, tick_steps=1, emas=emas, checkpoint_steps=0)
     with threads(1), tempfile.TemporaryDirectory() as folder:
@@ -77,9 +87,9 @@ def _by_hand(method, loader: Loader, plan) -> Work:
     return call
 
 
-def _bare(net, batch: int, steps: int, device: torch.device, fast: dict):
+def _bare(net, shape: tuple[int, ...], batch: int, steps: int, device: torch.device, fast: dict):
     """Forward and backward of the network on one batch: no noise drawn, no loss weight, no optimizer."""
-    x = torch.zeros(batch, *net.shape, device=device)
+    x = torch.zeros(batch, *shape, device=device)
     noise, labels = torch.zeros(batch, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
     parameters = list(net.parameters())
     if fast:
