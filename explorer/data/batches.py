@@ -12,8 +12,6 @@ Legend: N images, S side in pixels.
 from __future__ import annotations
 
 import io
-import json
-import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -25,12 +23,11 @@ import torch
 from torch import Tensor
 
 from explorer.data.dataset import Dataset
+from explorer.data.gathered import FLOAT_BYTES, gathered, signs_of
 from explorer.data.unpickle import MAX_BYTES, read_batch
 from explorer.errors import BadFile, BadValue
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FLOAT_BYTES = 2**30
-"""Sets that would take more than this as float32 keep their pixels as bytes."""
 SIGMA_DATA = 0.5
 """Of natural images in [-1, 1], as EDM's preconditioning takes it."""
 
@@ -88,7 +85,7 @@ def imagenet(
         parts = list(_parts(files, side))
         pixels, labels = torch.cat([p for p, _ in parts]), torch.cat([n for _, n in parts])
     else:
-        pixels, labels = _gathered(files, side, Path(cache))
+        pixels, labels = gathered(lambda: _parts(files, side), signs_of(files), Path(cache))
     card = {
         "about": "downsampled ImageNet (2017)",
         "variant": "2017-squashed",
@@ -201,29 +198,3 @@ def _parts(files: Sequence[Path], side: int | None) -> Iterator[tuple[Tensor, Te
         if pixels.shape[-1] != side:
             raise BadFile(f"{file.name}: images have {pixels.shape[-1]} pixels a side where {side} were expected.")
         yield pixels, labels
-
-
-def _gathered(files: Sequence[Path], side: int | None, cache: Path) -> tuple[Tensor, Tensor]:
-    """Pixels, mapped, and labels of all batches; gathered once, and anew when a batch has changed."""
-    index, store = cache / "index.json", cache / "pixels.bin"
-    sources = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    try:
-        about = json.loads(index.read_text(encoding="utf-8"))
-        shape, labels = about["shape"], np.load(cache / "labels.npy", allow_pickle=False)
-        valid = about["sources"] == sources and store.stat().st_size == math.prod(shape)
-    except (OSError, ValueError, KeyError, TypeError):
-        valid = False
-    if not valid:
-        cache.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)  # until all is written
-        with store.open("wb") as out:
-            all_labels = []
-            for pixels, label in _parts(files, side):
-                out.write(pixels.numpy().data)
-                all_labels.append(label)
-        labels = torch.cat(all_labels).numpy()
-        shape = [len(labels), *pixels.shape[1:]]
-        np.save(cache / "labels.npy", labels)
-        index.write_text(json.dumps({"shape": shape, "sources": sources}), encoding="utf-8")
-    pixels = np.memmap(store, np.uint8, mode="c", shape=tuple(shape))
-    return torch.from_numpy(pixels), torch.from_numpy(labels)

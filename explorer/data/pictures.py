@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from explorer.data.batches import image_dataset
 from explorer.data.dataset import Dataset
+from explorer.data.gathered import pixels_of, signs_of
 from explorer.errors import BadFile, BadValue
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -30,7 +31,13 @@ Fit = Literal["exact", "centre-crop", "squash"]
 
 
 def pictures(
-    source: str | Path, *, side: int | None = None, fit: Fit = "exact", name: str | None = None, split: str = "train"
+    source: str | Path,
+    *,
+    side: int | None = None,
+    fit: Fit = "exact",
+    name: str | None = None,
+    split: str = "train",
+    cache: Path | None = None,
 ) -> Dataset:
     """A data set from a zip or a folder of pictures.
 
@@ -40,6 +47,8 @@ def pictures(
         fit: how a picture of another size becomes side x side: not at all ("exact"), by the largest centred square and
             Lanczos ("centre-crop", as EDM prepares ImageNet-64), or by Lanczos alone ("squash", as it prepares FFHQ-64).
         name, split: for captions.
+        cache: a folder into which the pixels of a set of more than a gigabyte are collected once, and from which they are mapped;
+            without it they are kept in memory.
     Raises:
         BadFile: no pictures, one that cannot be read, sizes or channels that differ, labels that do not fit, paths that
             lead out of the archive.
@@ -49,7 +58,7 @@ def pictures(
         raise BadValue(f"unknown fit {fit!r}; use 'exact', 'centre-crop' or 'squash'.")
     if source.is_dir():
         files = sorted(str(f.relative_to(source).as_posix()) for f in source.rglob("*") if f.is_file())
-        return _read(source, files, lambda file: _bytes_of(source / file), side, fit, name, split)
+        return _read(source, files, lambda file: _bytes_of(source / file), side, fit, name, split, cache)
     if not source.is_file():
         raise BadFile(f"there is no {str(source)!r}; expected a zip file or a folder of pictures.")
     try:
@@ -63,7 +72,7 @@ def pictures(
                 with archive.open(members[file]) as stream:
                     return stream.read(limit)
 
-            return _read(source, sorted(members), read, side, fit, name, split)
+            return _read(source, sorted(members), read, side, fit, name, split, cache)
     except BadFile:
         raise
     except Exception as error:  # zipfile and zlib raise what they like on damaged archives
@@ -127,6 +136,7 @@ def _read(
     fit: Fit,
     name: str | None,
     split: str,
+    cache: Path | None,
 ) -> Dataset:
     for file in files:
         if file.startswith("/") or "\\" in file or ".." in PurePosixPath(file).parts:
@@ -135,16 +145,21 @@ def _read(
     if not images:
         raise BadFile(f"{source.name} holds no pictures ({', '.join(ENDINGS)}).")
     labels, n_classes, space = _labels(source, files, images, read)
-    first = _picture(read(images[0]), images[0], side, fit)
-    pixels = np.empty((len(images), *first.shape), np.uint8)
-    for i, file in enumerate(images):
-        image = first if i == 0 else _picture(read(file), file, side, fit)
-        if image.shape != first.shape:
-            raise BadFile(
-                f"{source.name}: {file} is {_size(image)} where {images[0]} is {_size(first)}; give a side and a fit, "
-                "or sort them apart."
-            )
-        pixels[i] = image
+    first = picture(read(images[0]), images[0], side, fit)
+
+    def one_by_one() -> Iterator[np.ndarray]:
+        for file in images:
+            image = picture(read(file), file, side, fit)
+            if image.shape != first.shape:
+                raise BadFile(
+                    f"{source.name}: {file} is {_size(image)} where {images[0]} is {_size(first)}; give a side and a fit, "
+                    "or sort them apart."
+                )
+            yield image
+
+    inside = [source / file for file in files] if source.is_dir() else [source]
+    signs = [side, fit, *signs_of(inside)] if cache is not None else None
+    kept = pixels_of(len(images), one_by_one, cache=cache, sources=signs)
     card = {
         "about": f"pictures of {source.name}",
         "source": source.name,
@@ -152,7 +167,6 @@ def _read(
         "label_space": space,
         "split": split,
     }
-    kept = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return image_dataset(name or source.stem, split, kept, labels, n_classes, card)
 
 
@@ -186,8 +200,8 @@ def _labels(
     return torch.tensor([rank[PurePosixPath(file).parts[0]] for file in images]), len(folders), "sorted folders"
 
 
-def _picture(content: bytes, file: str, side: int | None, fit: Fit) -> np.ndarray:
-    """(H, W, 1 or 3) uint8."""
+def picture(content: bytes, file: str, side: int | None = None, fit: Fit = "exact") -> np.ndarray:
+    """The picture (H, W, 1 or 3) uint8 in the bytes of a PNG, JPEG, BMP or WEBP file, which errors call `file`."""
     from PIL import Image
 
     try:

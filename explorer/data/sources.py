@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from explorer.data.batches import FLOAT_BYTES, cifar10, imagenet
+from explorer.data.batches import cifar10, imagenet
 from explorer.data.dataset import Dataset
+from explorer.data.gathered import FLOAT_BYTES, cache_folder
 from explorer.data.pictures import array_dataset, pictures
 from explorer.errors import BadFile, BadValue, UnknownName
 
@@ -65,12 +66,12 @@ def named(name: str, split: str = "train", source: str | Path | None = None) -> 
     if found.suffix == ".zip":
         if split == "test":
             raise BadValue(f"{found.name} has no test split; use split='train'.")
-        data = pictures(found, name=name)
+        data = pictures(found, name=name, cache=cache_folder(f"{name}-zip"))
     elif name == "cifar10":
         data = cifar10(found, split)
     elif name.startswith("imagenet"):
         held = sum(file.stat().st_size for file in found.iterdir() if file.is_file()) if found.is_dir() else 0
-        cache = _cache(f"{name}-{split}") if held > FLOAT_BYTES else None
+        cache = cache_folder(f"{name}-{split}") if held > FLOAT_BYTES else None
         data = imagenet(found, split, side=about.shape[-1], cache=cache)
     else:
         data = pictures(found, side=about.shape[-1], name=name)
@@ -156,8 +157,3 @@ def _find(name: str) -> Path:
         f"the data set {name} is not on this machine: {where}. Get {about.about}, put {about.kept[0]} into a folder and set "
         "EXPLORER_DATA to that folder."
     )
-
-
-def _cache(name: str) -> Path:
-    root = os.environ.get("EXPLORER_CACHE") or Path.home() / ".cache" / "trajectory-explorer"
-    return Path(root) / name
