@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from explorer.cli.guides import TuneGuide
 from explorer.cli.options import DataName, Device, FeatureName, Json, Model, device_named, starting
 from explorer.cli.output import emit, note, progress
 from explorer.errors import BadValue, UnknownName
@@ -45,6 +46,7 @@ def tune(
     report: Annotated[
         int, typer.Option(min=2, help="Samples of the final number, on noise the search did not see.")
     ] = 2000,
+    guide: TuneGuide = None,
     solver: Annotated[str, typer.Option(help="Where to start: a solver, see explorer list solvers.")] = "dpmpp-2m",
     start: Annotated[
         Path | None, typer.Option(help="Start from a sampler or a tuned one in a JSON file instead.")
@@ -70,6 +72,7 @@ def tune(
       explorer tune digits --what schedule --nfe 5 --budget 100
       explorer tune digits --what joint --nfe 8 --objective fd --out best8.json --export python
       explorer tune oracle-8gaussians --method cma --objective sw2 --json
+      explorer tune shapes32 --what guidance --guide shapes32-early --nfe 34 --objective fd --budget 12
       explorer eval digits --tuned tuned.json --n 2000
     """
     from explorer.models.bundled import load
@@ -81,6 +84,8 @@ def tune(
     for name in export or ():
         if name not in EXPORTS:
             raise UnknownName("form to export to", name, EXPORTS)
+    if guide is not None and what != "guidance":
+        raise BadValue(f"--guide belongs to --what guidance, not to {what}")
     limit = Budget(trials=budget, minutes=minutes)
     bare = load(model).to(device_named(device))
     first = first_setting(bare, what, nfe, solver, start)
@@ -89,7 +94,7 @@ def tune(
         bare,
         first,
         goal,
-        tuner_of(bare, what, method, nfe, budget, first),
+        tuner_of(bare, what, method, nfe, budget, first, guide or ""),
         limit,
         seed,
         out.with_suffix(".journal.jsonl"),
@@ -172,7 +177,7 @@ def goal_of(
     return goal
 
 
-def tuner_of(model, what: str, method: str | None, nfe: int, budget: int, first: Setting) -> Tuner:
+def tuner_of(model, what: str, method: str | None, nfe: int, budget: int, first: Setting, guide: str = "") -> Tuner:
     """The search that suits the question, or the one asked for."""
     from explorer import tuning as t
 
@@ -192,7 +197,7 @@ def tuner_of(model, what: str, method: str | None, nfe: int, budget: int, first:
     space = {
         "schedule": lambda: t.Nodes(free_start=True),
         "skip": lambda: t.SkipScales(interval=True),
-        "guidance": lambda: t.GuidanceSpace(nfe=nfe),
+        "guidance": lambda: t.GuidanceSpace(nfe=nfe, guide=guide),
         "restart": lambda: t.RestartSpace(nfe=nfe),
         "joint": lambda: t.Joint(nfe=None if front else nfe, steps=(2, max(nfe, 3))),
     }[what]()
