@@ -1,6 +1,7 @@
 """Model and time grid to samples: seeds, grids, solvers, samplers."""
 
 from explorer.sampling.ablation import ablation_sampler
+from explorer.sampling.chain import ChainSampler
 from explorer.sampling.grids import GRIDS, TimeGrid, grid, noise_levels
 from explorer.sampling.restart import Restart, RestartSampler, repeated, restart_preset
 from explorer.sampling.samplers import (
@@ -48,7 +49,7 @@ from explorer.sampling.solvers import (
 from explorer.sampling.solvers.adaptive import AdaptiveReport, AdaptiveSampler
 
 __all__ = [
-    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
+    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "ChainSampler", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
     "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
     "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "ablation_sampler", "denoised_of",

@@ -14,6 +14,7 @@ from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models.base import Cond, Denoiser
 from explorer.process.paths import Path
 from explorer.sampling.base import Sampler, built, built_path, check_noise, described, described_path
+from explorer.sampling.chain import ChainSampler
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.restart import RestartSampler
 from explorer.sampling.seeds import Seeds
@@ -71,7 +72,7 @@ class OdeSampler(Sampler):
         return cls(solver, TimeGrid.from_dict(data["grid"]), built_path(data.get("path")))
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"ode": OdeSampler, "restart": RestartSampler, "adaptive": AdaptiveSampler}
+SAMPLERS: dict[str, type[Sampler]] = {"ode": OdeSampler, "restart": RestartSampler, "adaptive": AdaptiveSampler, "chain": ChainSampler}
 
 
 def sampler_from_dict(data: dict) -> Sampler:
