@@ -143,6 +143,7 @@ def test_every_figure_is_tested():
     drawing = {name for name, f in functions.items() if "backend" in inspect.signature(f).parameters}
     elsewhere = {"learnt_maps", "curves", "ranked"}  # tests/test_few_steps.py
     elsewhere |= {"search_progress", "winners_curse"}  # tests/test_viz_tuning.py
+    elsewhere |= {"density_maps"}  # tests/test_autoguidance.py
     assert drawing - elsewhere | {"projected"} == set(FIGURES)  # projected passes its options on
 
 

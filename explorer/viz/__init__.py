@@ -14,6 +14,7 @@ from explorer.viz.couplings import (
 from explorer.viz.errors import attribution, decisions, event_maps, exponents, numbers, scree
 from explorer.viz.few_steps import curves, learnt_maps, ranked
 from explorer.viz.grids import cost_matrix, grid_steps, step_density
+from explorer.viz.guidance import density_maps
 from explorer.viz.images import data_uri, filmstrip, grid, image_grid, png, to_uint8
 from explorer.viz.likelihood import code_normality, likelihood, round_trip
 from explorer.viz.matching import arrows, clouds, repeated
@@ -26,8 +27,9 @@ from explorer.viz.tuning import search_progress, winners_curse
 
 __all__ = [
     "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "arrows", "attribution", "budget", "by_step", "clouds",
-    "code_normality", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "disagreement", "end_distances",
-    "event_maps", "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood", "measured_order",
-    "microscope", "numbers", "order_plot", "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds", "schedules", "scree",
-    "search_progress", "space", "step_density", "theme_of", "to_uint8", "trajectories", "winners_curse", "work_precision",
+    "code_normality", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "density_maps", "disagreement",
+    "end_distances", "event_maps", "exponents", "filmstrip", "grid", "grid_steps", "history", "image_grid", "learnt_maps", "likelihood",
+    "measured_order", "microscope", "numbers", "order_plot", "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds",
+    "schedules", "scree", "search_progress", "space", "step_density", "theme_of", "to_uint8", "trajectories", "winners_curse",
+    "work_precision",
 ]  # fmt: skip
