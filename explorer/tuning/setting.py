@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models import bundled
 from explorer.models.base import Model
 from explorer.models.flow_maps import ConsistencyModel
-from explorer.models.wrappers import Guided, SkipTuned
+from explorer.models.wrappers import Guided, LayersLeftOut, SkipTuned
 from explorer.sampling.samplers import Sampler, sampler_from_dict
 
 Interval = tuple[float, float]
@@ -27,6 +28,10 @@ class Wrapper(ABC):
     @abstractmethod
     def wrap(self, model: Model) -> Model:
         """The model so changed; the given one is left as it is."""
+
+    def describe(self) -> str:
+        """A few words for a table."""
+        return type(self).__name__.lower()
 
     def to_dict(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
@@ -52,9 +57,31 @@ class Skips(Wrapper):
         object.__setattr__(self, "interval", _interval(self.interval))
 
     def wrap(self, model):
-        inner = model.inner if isinstance(model, ConsistencyModel) else model
-        tuned = SkipTuned(inner, self.scales, interval=self.interval)
-        return tuned if inner is model else ConsistencyModel(tuned, name=model.name)
+        return _inside(model, lambda inner: SkipTuned(inner, self.scales, interval=self.interval))
+
+    def describe(self):
+        return "skips " + " ".join(f"{s:.3g}" for s in self.scales) + _where(self.interval)
+
+
+@dataclass(frozen=True)
+class Layers(Wrapper):
+    """Blocks of a U-Net left out, others at each noise level; shortcuts stay. Li et al. 2023, arXiv 2309.10438.
+
+    Args: levels: (sigma, numbers of the blocks left out there); a prediction takes the level nearest in ln sigma.
+    """
+
+    levels: tuple[tuple[float, tuple[int, ...]], ...]
+
+    def __post_init__(self):
+        levels = ((float(sigma), tuple(sorted({int(i) for i in out}))) for sigma, out in self.levels)
+        object.__setattr__(self, "levels", tuple(sorted(levels, reverse=True)))
+
+    def wrap(self, model):
+        return _inside(model, lambda inner: LayersLeftOut(inner, self.levels))
+
+    def describe(self):
+        some = [f"{' '.join(map(str, out))} at σ {sigma:.3g}" for sigma, out in self.levels if out]
+        return "without layers " + "; ".join(some) if some else "all layers"
 
 
 @dataclass(frozen=True)
@@ -78,8 +105,11 @@ class Guidance(Wrapper):
         guide = bundled.load(self.guide, _device(model)) if self.guide else None
         return Guided(model, self.scale, guide, self.interval)
 
+    def describe(self):
+        return f"guidance {self.scale:.3g}" + (f" by {self.guide}" if self.guide else "") + _where(self.interval)
 
-WRAPPERS: dict[str, type[Wrapper]] = {"skips": Skips, "guidance": Guidance}
+
+WRAPPERS: dict[str, type[Wrapper]] = {"skips": Skips, "guidance": Guidance, "layers": Layers}
 
 
 def wrapper_from_dict(given: dict[str, Any]) -> Wrapper:
@@ -160,18 +190,13 @@ class Setting:
         about = self.sampler.to_dict()
         name = about.get("solver", {}).get("name", about["sampler"])
         parts = [name if about["sampler"] in ("ode", name) else f"{about['sampler']} {name}"]
+        if "warp" in about:
+            parts.append("t " + " ".join(f"{t:.3g}" for t in self.sampler.solver.times))
         if "grid" in about:
             times = about["grid"]["times"]
             shown = times if len(times) <= 14 else [*times[:3], "…", *times[-3:]]
             parts.append(" ".join(t if isinstance(t, str) else f"{t:.3g}" for t in shown))
-        for w in self.wrappers:
-            if isinstance(w, Skips):
-                parts.append("skips " + " ".join(f"{s:.3g}" for s in w.scales))
-            else:
-                parts.append(f"guidance {w.scale:.3g}" + (f" by {w.guide}" if w.guide else ""))
-            if w.interval != EVERYWHERE:
-                parts[-1] += f" for σ in {w.interval[0]:.3g}–{w.interval[1]:.3g}"
-        return " · ".join(parts)
+        return " · ".join([*parts, *(w.describe() for w in self.wrappers)])
 
 
 def fingerprint(model: Model) -> dict[str, Any]:
@@ -186,6 +211,17 @@ def fingerprint(model: Model) -> dict[str, Any]:
         "n_classes": model.n_classes,
         "sha256": digest.hexdigest(),
     }
+
+
+def _inside(model: Model, wrap: Callable[[Model], Model]) -> Model:
+    """A wrapper put around a denoiser, or around the one inside a consistency model."""
+    if isinstance(model, ConsistencyModel):
+        return ConsistencyModel(wrap(model.inner), name=model.name)
+    return wrap(model)
+
+
+def _where(interval: Interval) -> str:
+    return "" if interval == EVERYWHERE else f" for σ in {interval[0]:.3g}–{interval[1]:.3g}"
 
 
 def _interval(ends) -> Interval:
