@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from explorer.cli.guides import Away, GuideName, GuideWeight
 from explorer.cli.options import (
     Batch,
     Count,
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
     from explorer.sampling.samplers import Sampler
 
 
-def prepare(
-    model: str, device: str, given: dict, file: Path | None = None, away: Away | None = None
-) -> tuple[Denoiser, Denoiser, Sampler, Any]:
+def prepare(model: str, device: str, given: dict, file: Path | None = None) -> tuple[Denoiser, Denoiser, Sampler, Any]:
     """The bare model on its device, the model and sampler that the knobs make of it, and the knobs.
 
     A knob that was given but cannot act on this model with this solver is named in a note.
@@ -42,7 +39,6 @@ def prepare(
     Args:
         file: where the sampler comes from instead, with the skip factors and guidance of a tuned one; then only the seed and the class
             are left to the knobs.
-        away: another model to guide away from, besides.
     """
     if file is not None:
         extra = [f"--{name.replace('_', '-')}" for name in given if name not in ("seed", "label")]
@@ -50,15 +46,15 @@ def prepare(
             raise BadValue(f"--sampler-file brings the whole sampler: leave out {', '.join(extra)}, or the file.")
     bare, built, sampler, knobs = build(model, device, given)
     for name, reason in knobs.inapplicable(bare).items():
-        if name in given and (away is None or not name.startswith("guidance_")):
+        if name in given:
             note(f"{name.replace('_', '-')} has no effect. {reason}")
-    if file is not None and json_in(file).get("format") == "explorer.tuned":
+    if file is None:
+        return bare, built, sampler, knobs
+    if json_in(file).get("format") == "explorer.tuned":
         from explorer.tuning import Tuned
 
-        built, sampler = Tuned.load(file).on(bare)
-    elif file is not None:
-        sampler = stored_sampler(file)
-    return bare, built if away is None else away.around(built, knobs), sampler, knobs
+        return bare, *Tuned.load(file).on(bare), knobs
+    return bare, built, stored_sampler(file), knobs
 
 
 def stored_sampler(file: Path) -> Sampler:
@@ -84,15 +80,7 @@ def build(model: str, device: str, values: dict) -> tuple[Denoiser, Denoiser, Sa
     return bare, *knobs.build(bare), knobs
 
 
-def settings_of(
-    model: str,
-    knobs: Any,
-    sampler: Sampler,
-    n: int,
-    device: Any,
-    stored: Path | None = None,
-    away: Away | None = None,
-) -> dict:
+def settings_of(model: str, knobs: Any, sampler: Sampler, n: int, device: Any, stored: Path | None = None) -> dict:
     """What a JSON document says about how its numbers or files were made; `stored`: where the sampler is from, if not from the knobs."""
     import platform
 
@@ -107,7 +95,6 @@ def settings_of(
         **({"seed": knobs.seed, "label": knobs.label} if stored else {"knobs": knobs.to_dict()}),
         "sampler": sampler.to_dict(),
         **({"sampler_file": str(stored)} if stored else {}),
-        **({} if away is None else away.to_dict()),
         "seeds": [knobs.seed, knobs.seed + n],
         "device": str(device),
         "versions": {**versions, "python": platform.python_version()},
@@ -121,8 +108,6 @@ def eval_(
     data: DataName = None,
     features: FeatureName = None,
     sampler_file: SamplerFile = None,
-    guide: GuideName = None,
-    guide_weight: GuideWeight = None,
     protocol: ProtocolName = None,
     inception: InceptionFile = None,
     reference: ReferenceFile = None,
@@ -139,14 +124,10 @@ def eval_(
       explorer eval digits --sampler heun --steps 18 --n 2000
       explorer eval digits --steps 5 --guidance 2 --json
       explorer eval digits --tuned tuned.json
-      explorer eval shapes32 --guide shapes32-early --guide-weight 1.5
       explorer eval digits --protocol edm --features digits-cnn --n 2000
       torchrun --nproc-per-node 8 -m explorer eval MODEL --protocol edm --n 50000 --reference cifar10-32x32.npz
     """
-    away = Away.given(guide, guide_weight)
     if protocol is not None:
-        if away is not None:
-            raise BadValue("--guide is for plain metrics: leave it out, or leave out --protocol.")
         if metric is not None:
             raise BadValue("--protocol is a Fréchet distance: leave out --metric.")
         files = dict(inception=inception, reference=reference, state=state, sampler_file=sampler_file)
@@ -159,7 +140,7 @@ def eval_(
     from explorer.live import metric_for, quality
     from explorer.models.bundled import card
 
-    bare, built, sampler, knobs = prepare(model, device, given, sampler_file, away)
+    bare, built, sampler, knobs = prepare(model, device, given, sampler_file)
     measure = metric_for(bare, metric, data=data or card(model).get("data"), features=features)
     live = None
     with progress(model) as show:
@@ -171,7 +152,7 @@ def eval_(
         raw = "" if estimate.raw is None else f", uncorrected {estimate.raw:.4g}"
         typer.echo(f"{estimate}{raw}, {cost(live.nfe)}, {live.seconds:.1f} s")
         return
-    settings = settings_of(model, knobs, sampler, n, device_named(device), sampler_file, away)
+    settings = settings_of(model, knobs, sampler, n, device_named(device), sampler_file)
     found = {"metric": estimate.name, "raw": None, **estimate.to_dict(), "nfe": live.nfe, "seconds": live.seconds}
     found.pop("name", None)
     emit({**found, **settings})
@@ -187,8 +168,6 @@ def sample(
     ] = None,
     n: Count = 64,
     sampler_file: SamplerFile = None,
-    guide: GuideName = None,
-    guide_weight: GuideWeight = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
@@ -201,7 +180,6 @@ def sample(
       explorer sample digits --n 64 --out grid.png
       explorer sample digits --steps 4 --class 7 --n 1000 --out sevens.npz
       explorer sample digits --tuned tuned.json
-      explorer sample shapes32 --guide shapes32-small --guide-weight 2
     """
     from explorer.sampling.samplers import labels_for
     from explorer.sampling.samplers import sample as draw
@@ -210,7 +188,7 @@ def sample(
     writer = WRITERS.get(out.suffix)
     if writer is None:
         raise BadValue(f"{out.name} must end in one of {', '.join(WRITERS)}.")
-    job = Drawing.of(model, n, batch, device, given, sampler_file, Away.given(guide, guide_weight))
+    job = Drawing.of(model, n, batch, device, given, sampler_file)
     with progress(f"{n} samples") as show:
         watch = counted(show, job.n_steps)
         x = draw(job.model, job.sampler, job.seeds, job.labels, batch=batch, observe=watch).cpu()
@@ -232,8 +210,6 @@ def record(
     keep: Annotated[str, typer.Option(help="What to store besides the states: slope, x0_hat, error.")] = "slope",
     limit: Annotated[float, typer.Option(help="Refuse a recording above this many GiB.")] = 2.0,
     sampler_file: SamplerFile = None,
-    guide: GuideName = None,
-    guide_weight: GuideWeight = None,
     batch: Batch = 256,
     device: Device = "auto",
     as_json: Json = False,
@@ -253,7 +229,7 @@ def record(
     out = out or Path(f"{Path(model).stem}.nc")
     if out.suffix not in storage.NETCDF + storage.ZARR:
         raise BadValue(f"{out.name} must end in {storage.NETCDF[0]} or {storage.ZARR[0]}.")
-    job = Drawing.of(model, n, batch, device, given, sampler_file, Away.given(guide, guide_weight))
+    job = Drawing.of(model, n, batch, device, given, sampler_file)
     variables = ("x", *(word.strip() for word in keep.split(",") if word.strip()))
     needed = bytes_needed(n, job.sampler.n_steps(job.model), job.model.shape, variables)
     if needed > limit * GIB:
@@ -283,18 +259,15 @@ class Drawing:
     device: str
     began: float
     stored: Path | None
-    away: Away | None
 
     @classmethod
-    def of(
-        cls, name: str, n: int, batch: int, device: str, given: dict, file: Path | None, away: Away | None
-    ) -> Drawing:
+    def of(cls, name: str, n: int, batch: int, device: str, given: dict, file: Path | None) -> Drawing:
         from explorer.sampling.seeds import Seeds
 
-        _, model, sampler, knobs = prepare(name, device, given, file, away)
+        _, model, sampler, knobs = prepare(name, device, given, file)
         seeds = Seeds(range(knobs.seed, knobs.seed + n))
         n_steps = sampler.n_steps(model) * -(-n // batch)
-        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter(), file, away)
+        return cls(name, model, sampler, knobs, seeds, n_steps, device, time.perf_counter(), file)
 
     @property
     def labels(self):
@@ -309,8 +282,7 @@ class Drawing:
         if not as_json:
             typer.echo(f"{file}: {words}, {cost(self.nfe)}, {seconds:.1f} s")
             return
-        where = device_named(self.device)
-        settings = settings_of(self.name, self.knobs, self.sampler, n, where, self.stored, self.away)
+        settings = settings_of(self.name, self.knobs, self.sampler, n, device_named(self.device), self.stored)
         emit({"file": str(file), "n": n, "nfe": self.nfe, "seconds": seconds, **facts, **settings})
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from explorer.errors import BadFile, UnknownName
+from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.files import write_atomic
 from explorer.training.checkpoint import plain
 
@@ -53,6 +54,27 @@ class Snapshot:
                 raise UnknownName(f"weights in {self.file.name}", prefix[:-1], {_group(k) for k in stored.keys()})  # noqa: SIM118
         return out
 
+    def tensor(self, net: str, key: str, ema: str | None = "ema") -> Tensor:
+        """One tensor of one network, nothing else read."""
+        name = f"method.nets.{net}.{key}" if ema is None else f"ema.{ema}.{net}.{key}"
+        with _opened(self.file) as stored:
+            if name not in stored.keys():  # noqa: SIM118
+                raise UnknownName(f"tensor in {self.file.name}", name, stored.keys())
+            return stored.get_tensor(name)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What networks it holds: "method.nets.NET" for raw weights, "ema.EMA.NET" for averages."""
+        with _opened(self.file) as stored:
+            return tuple(sorted({_group(key) for key in stored.keys()}))  # noqa: SIM118
+
+    def shapes(self, net: str, ema: str | None = "ema") -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one network's tensors, read off the header; empty where it is not there."""
+        prefix = f"method.nets.{net}." if ema is None else f"ema.{ema}.{net}."
+        with _opened(self.file) as stored:
+            found = [key for key in stored.keys() if key.startswith(prefix)]  # noqa: SIM118
+            return {key[len(prefix) :]: tuple(stored.get_slice(key).get_shape()) for key in found}
+
     def nets(self, like: nn.ModuleDict, ema: str | None = "ema") -> nn.ModuleDict:
         """Copies of a method's networks with these weights, in evaluation mode, as `Method.export` takes them."""
         return filled(like, lambda name: self.state(name, ema))
@@ -67,6 +89,62 @@ def filled(like: nn.ModuleDict, state: Callable[[str], Mapping[str, Tensor]]) ->
         except RuntimeError as problem:
             raise BadFile(f"the stored weights are of another network than {name!r}: {problem}") from problem
     return out.eval().requires_grad_(False)
+
+
+def merged(
+    kept: Sequence[Snapshot], coefficients: Sequence[float], net: str, averaged: Collection[str], ema: str | None = None
+) -> dict[str, Tensor]:
+    """State dict of sum_i c_i theta_i over the snapshots of one network, summed in float64 one snapshot after another.
+
+    Never more than one snapshot is held beside the sum. What is not in `averaged` (buffers: counters, running statistics) is that of
+    the last snapshot that takes part. One coefficient of 1 gives that snapshot to the bit.
+
+    Args:
+        averaged: names of the tensors to combine, the parameters.
+        ema: of which average; None for raw weights.
+    Raises: BadFile where the snapshots are of different architectures; UnknownName where one lacks these weights.
+    """
+    if len(kept) != len(coefficients) or not any(coefficients):
+        raise BadValue(f"{len(kept)} snapshots need as many coefficients, not all 0; got {list(coefficients)}")
+    total: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for snapshot, c in zip(kept, coefficients, strict=True):
+        if c == 0:
+            continue
+        state = snapshot.state(net, ema)
+        if total:
+            _check_alike(total, state, snapshot)
+        for key, value in state.items():
+            if key in averaged:
+                part = value.double().mul_(float(c)) if c != 1 else value.double()
+                total[key] = part if key not in total else total[key].add_(part)
+            else:
+                total[key] = value
+    return {key: value.to(state[key].dtype) for key, value in total.items()}
+
+
+def gram(kept: Sequence[Snapshot], net: str, averaged: Collection[str], ema: str | None = None) -> Tensor:
+    """Inner products (K, K) float64 of the snapshots' differences from the last one; held at a time: one tensor of each."""
+    total = torch.zeros(len(kept), len(kept), dtype=torch.float64)
+    for key in sorted(averaged):
+        rows = torch.stack([snapshot.tensor(net, key, ema).double().flatten() for snapshot in kept])
+        rows -= rows[-1].clone()
+        total += rows @ rows.T
+    return total
+
+
+def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], snapshot: Snapshot) -> None:
+    """Raises BadFile naming the first difference in names or shapes."""
+    if gap := sorted(set(one) ^ set(other)):
+        raise BadFile(
+            f"{snapshot.file.name} is of another architecture than the snapshots before: {gap[0]!r} is in only one of them"
+        )
+    for key, value in one.items():
+        if value.shape != other[key].shape:
+            shapes = f"{tuple(other[key].shape)}, not {tuple(value.shape)}"
+            raise BadFile(
+                f"{snapshot.file.name} is of another architecture than the snapshots before: {key!r} is {shapes}"
+            )
 
 
 def snapshots(run_dir: Path | str) -> list[Snapshot]:

@@ -1,5 +1,6 @@
 """Tuning without training: objectives on fixed noise, searches over grids, solvers, skips and guidance, numbers on noise never seen."""
 
+from explorer.tuning.landscape import landscape
 from explorer.tuning.objective import (
     FunctionObjective,
     LocalError,
@@ -15,10 +16,11 @@ from explorer.tuning.setting import Guidance, Layers, Setting, Skips, Wrapper, f
 from explorer.tuning.space import GuidanceSpace, Joint, Nodes, RestartSpace, SkipScales, Space, every_solver
 from explorer.tuning.study import Budget, Proposal, Study, Task, Trial, Tuner, pareto, tune
 from explorer.tuning.tuned import Point, Tuned, held_out_front
+from explorer.tuning.weights import Basis, Combinations, Evolution, Weights, ema_coefficients
 
 __all__ = [
-    "AlignSteps", "Budget", "CMA", "Chain", "Coordinate", "DynamicProgram", "FunctionObjective", "Guidance", "GuidanceSpace", "Halving",
+    "AlignSteps", "Basis", "Budget", "CMA", "Chain", "Combinations", "Coordinate", "DynamicProgram", "Evolution", "FunctionObjective", "Guidance", "GuidanceSpace", "Halving",
     "Joint", "Layers", "Listed", "LocalError", "Measurement", "MetricObjective", "Nodes", "Objective", "Optuna", "Point", "Proposal",
-    "RestartSearch", "RestartSpace", "Setting", "SkipScales", "Skips", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Wrapper",
-    "every_solver", "fingerprint", "forgetting", "held_out_front", "pareto", "tune",
+    "RestartSearch", "RestartSpace", "Setting", "SkipScales", "Skips", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Weights", "Wrapper",
+    "ema_coefficients", "every_solver", "fingerprint", "forgetting", "held_out_front", "landscape", "pareto", "tune",
 ]  # fmt: skip

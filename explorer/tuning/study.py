@@ -336,15 +336,31 @@ class Study:
         """Trials that no other beats at the same or lower cost, cheapest first: chosen by the search's numbers."""
         return pareto(t for t in self.trials if t.n == self.trials[0].n)
 
-    def finish(self, report: range | int | Iterable[int]):
+    def leaders(self, top: int) -> list[Trial]:
+        """The `top` best of different settings among those measured on all samples, best first."""
+        whole = [t for t in self.trials if t.n == self.trials[0].n and not t.failed]
+        best: dict[Setting, Trial] = {}
+        for trial in sorted(whole, key=lambda t: (t.value, t.number)):
+            best.setdefault(trial.setting, trial)
+        return list(best.values())[:top]
+
+    def finish(self, report: range | int | Iterable[int], *, rerank: range | None = None, top: int = 5):
         """The `Tuned` setting: the best trial and the baseline, both measured once more on noise the search did not see.
 
-        Args: report: seeds for that, disjoint from the objective's; a number means that many from 0.
-        Raises: BadValue where the two overlap.
+        Args:
+            report: seeds for that, disjoint from the objective's; a number means that many from 0.
+            rerank: seeds on which the `top` trials are measured again to choose the best of them; disjoint from both. None takes the
+                search's word for it. Worth its cost where many candidates are near each other and the objective is noisy.
+        Raises: BadValue where two of them overlap.
         """
         from explorer.tuning.tuned import tuned_from
 
-        return tuned_from(self, disjoint(report, self.objective.seeds))
+        report, best = disjoint(report, self.objective.seeds), self.best
+        if rerank is not None:
+            rerank = disjoint(disjoint(rerank, self.objective.seeds), report)
+            again = self.objective.on(rerank)
+            best = min(self.leaders(top), key=lambda t: again(*t.setting.on(self.model)).value)
+        return tuned_from(self, report, best, rerank)
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:

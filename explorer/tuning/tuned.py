@@ -198,11 +198,11 @@ class Tuned:
 NUMBERS = ("score", "baseline", "difference", "search", "search_baseline", "search_difference")
 
 
-def tuned_from(study: Study, report: range) -> Tuned:
+def tuned_from(study: Study, report: range, best: Trial, rerank: range | None = None) -> Tuned:
     """Measures the best trial, the baseline and the front of a study on the seeds to report on."""
     from explorer import __version__
 
-    best, first, held = study.best, study.trials[0], study.objective.on(report)
+    first, held = study.trials[0], study.objective.on(report)
     base = held.measure(*study.start.on(study.model))
     found = {study.start.key(): base}
 
@@ -219,6 +219,7 @@ def tuned_from(study: Study, report: range) -> Tuned:
             again = measured(trial.setting)
             points.append(Point(trial.setting, trial.nfe, again.estimate, again.minus(base), trial.estimate))
     score = measured(best.setting)
+    chosen = {} if rerank is None else {"rerank": [rerank.start, rerank.stop]}
     versions = {"explorer": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return Tuned(
         model=json.loads(json.dumps(fingerprint(study.model))),
@@ -233,7 +234,7 @@ def tuned_from(study: Study, report: range) -> Tuned:
         search_difference=best.difference,
         objective=json.loads(json.dumps(study.objective.describe())),
         report=(report.start, report.stop),
-        how={**study.tuner.describe(), "seed": study.seed},
+        how={**study.tuner.describe(), "seed": study.seed, **chosen},
         n_evals=study.n_evals,
         seconds=round(study.seconds, 3),
         history=tuple(study.trials),
