@@ -7,6 +7,7 @@ from explorer.tuning.objective import (
     Measurement,
     MetricObjective,
     Objective,
+    Solution,
     TruncationError,
 )
 from explorer.tuning.recorded import AlignSteps, DynamicProgram
@@ -19,8 +20,9 @@ from explorer.tuning.tuned import Point, Tuned, held_out_front
 from explorer.tuning.weights import Basis, Combinations, Evolution, Weights, ema_coefficients
 
 __all__ = [
-    "AlignSteps", "Basis", "Budget", "CMA", "Chain", "Combinations", "Coordinate", "DynamicProgram", "Evolution", "FunctionObjective", "Guidance", "GuidanceSpace", "Halving",
-    "Joint", "Layers", "Listed", "LocalError", "Measurement", "MetricObjective", "Nodes", "Objective", "Optuna", "Point", "Proposal",
-    "RestartSearch", "RestartSpace", "Setting", "SkipScales", "Skips", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Weights", "Wrapper",
-    "ema_coefficients", "every_solver", "fingerprint", "forgetting", "held_out_front", "landscape", "pareto", "tune",
+    "AlignSteps", "Basis", "Budget", "CMA", "Chain", "Combinations", "Coordinate", "DynamicProgram", "Evolution", "FunctionObjective",
+    "Guidance", "GuidanceSpace", "Halving", "Joint", "Layers", "Listed", "LocalError", "Measurement", "MetricObjective", "Nodes",
+    "Objective", "Optuna", "Point", "Proposal", "RestartSearch", "RestartSpace", "Setting", "SkipScales", "Skips", "Solution", "Space",
+    "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Weights", "Wrapper", "ema_coefficients", "every_solver",
+    "fingerprint", "forgetting", "held_out_front", "landscape", "pareto", "tune",
 ]  # fmt: skip

@@ -83,6 +83,11 @@ class Objective(ABC):
         return 0
 
     @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has nothing left to do."""
+        return True
+
+    @property
     def least(self) -> int:
         """The fewest samples that give a number."""
         return 2
@@ -136,6 +141,13 @@ def _spread(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+@dataclass(eq=False)
+class Solution:
+    """The end points of a fine solution, (S, *shape); None until the first objective that holds it has solved it for all of them."""
+
+    ends: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class TruncationError(Objective):
     """How far samples end from where the fine ODE of one fixed model leads from the same noise: root mean square, data units.
@@ -146,6 +158,7 @@ class TruncationError(Objective):
     Args:
         model: whose ODE it is, with the wrappers that belong to the task and not to the search.
         reference: the fine sampler; by default Heun on 128 Karras steps over the model's range.
+        solution: where the reference's end points are kept. Objectives of one model, reference, labels and seeds may hold the same one.
     """
 
     model: Model
@@ -153,7 +166,7 @@ class TruncationError(Objective):
     labels: Labels = "balanced"
     reference: Sampler | None = None
     batch: int = 256
-    _truth: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    solution: Solution = field(default_factory=Solution, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "seeds", checked_seeds(self.seeds))
@@ -168,7 +181,7 @@ class TruncationError(Objective):
         return "end-point RMSE"
 
     def on(self, seeds):
-        return dataclasses.replace(self, seeds=seeds, _truth={})
+        return dataclasses.replace(self, seeds=seeds, solution=Solution())
 
     def describe(self):
         return {**super().describe(), "reference": self.reference.to_dict()}
@@ -176,13 +189,17 @@ class TruncationError(Objective):
     def truth(self) -> Tensor:
         """End points of the fine solution, (S, *shape); solved by the first call."""
         self.prepare()
-        return self._truth["x"]
+        return self.solution.ends
+
+    @property
+    def prepared(self):
+        return self.solution.ends is not None
 
     def prepare(self):
-        if "x" in self._truth:
+        if self.prepared:
             return 0
         calls = self.model.n_calls
-        self._truth["x"] = sample(self.model, self.reference, Seeds(self.seeds), self.labels, batch=self.batch)
+        self.solution.ends = sample(self.model, self.reference, Seeds(self.seeds), self.labels, batch=self.batch)
         return spent(self.model, self.reference, len(self.seeds), self.batch, self.model.n_calls - calls)
 
     def measure(self, model, sampler, n=None):

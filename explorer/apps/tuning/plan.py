@@ -21,7 +21,7 @@ from explorer.sampling.solvers import Heun
 FIRST_SEED = 1_000_000_000
 """Searches draw from here on, ten million seeds apart, as those of `explorer tune`; reports from 0."""
 N_CHOICES = (32, 64, 128, 256, 512, 1000, 2000)
-TRUTHS: OrderedDict[str, dict] = OrderedDict()
+TRUTHS: OrderedDict[str, tuning.Solution] = OrderedDict()
 """Fine solutions that were solved lately, by what they depend on: searches, maps and the grid editor share them."""
 MOST_TRUTHS = 24
 
@@ -187,7 +187,7 @@ class Plan:
             wrapped = tuning.Setting(fine, around).on(model)[0]
             goal = tuning.TruncationError(wrapped, seeds, labels, fine)
             key = json.dumps([self.model, [w.to_dict() for w in around], goal.describe()])
-            return replace(goal, _truth=_truth(key))
+            return replace(goal, solution=_truth(key))
         if self.objective == "local":
             return tuning.LocalError(seeds, labels)
         goal = tuning.MetricObjective(catalogue.metric(self.model), seeds, labels)
@@ -265,11 +265,11 @@ class Plan:
 
 def solved(goal: tuning.Objective) -> bool:
     """Whether measuring needs no fine solution any more."""
-    return bool(getattr(goal, "_truth", True))
+    return goal.prepared
 
 
-def _truth(key: str) -> dict:
-    found = TRUTHS.setdefault(key, {})
+def _truth(key: str) -> tuning.Solution:
+    found = TRUTHS.setdefault(key, tuning.Solution())
     TRUTHS.move_to_end(key)
     while len(TRUTHS) > MOST_TRUTHS:
         TRUTHS.popitem(last=False)
