@@ -15,19 +15,22 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import param
+import torch
 
 from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.models import bundled
 from explorer.models.base import FlowMap, Model
 from explorer.models.flow_maps import ConsistencyModel
+from explorer.models.guidance import MultiGuided
 from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
-from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid, labels_of
+from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, TimeGrid, device_of, labels_of
 from explorer.sampling.grids import WARPED
 
 GROUPS = {
     "Solver": ("solver", "n_steps", "order", "variant", "alpha"),
     "Schedule": ("grid", "rho", "sigma_min", "sigma_max", "nodes"),
     "Churn": ("eta", "s_churn", "s_min", "s_max", "s_noise"),
-    "Guidance": ("guidance", "guidance_lo", "guidance_hi"),
+    "Guidance": ("guidance", "guide", "guide_weight", "guidance_lo", "guidance_hi"),
     "Skip-tuning": ("rho_bottom", "rho_top", "skip_bank"),
     "Class": ("label",),
 }
@@ -37,6 +40,8 @@ OF_SOLVER = ("order", "variant", "alpha", *CHURN)
 FIELD_KNOBS = {"order_max": "order", "strength": "eta"}
 """Fields of solvers whose knob has another name."""
 GUIDANCE = GROUPS["Guidance"]
+GUIDE = ("guide", "guide_weight")
+INTERVAL = ("guidance_lo", "guidance_hi")
 SPACING = ("n_steps", "grid", "rho", "sigma_min", "sigma_max")
 """Knobs whose place a grid of one's own takes."""
 SKIPS = GROUPS["Skip-tuning"]
@@ -54,6 +59,8 @@ TITLES = {
     "s_max": "S max",
     "s_noise": "S noise",
     "guidance": "weight w",
+    "guide": "worse model",
+    "guide_weight": "its weight",
     "guidance_lo": "from σ",
     "guidance_hi": "up to σ",
     "rho_bottom": "ρ bottom",
@@ -207,6 +214,17 @@ class SamplerKnobs(param.Parameterized):
         doc="Classifier-free guidance: 1 is none, 0 ignores the class, larger trades variety for typical samples "
         "and doubles the network calls where it acts. Ho & Salimans 2022, arXiv 2207.12598.",
     )
+    guide = param.String(
+        default="",
+        doc="A worse model of the same data, smaller or trained less, to move away from, asked for the same class (autoguidance); it may "
+        "act together with the weight w. Karras et al. 2024, arXiv 2406.02507.",
+    )
+    guide_weight = param.Number(
+        default=2.0,
+        bounds=(0.0, 8.0),
+        step=0.05,
+        doc="How far to move away from the worse model: 1 is none; the paper's best are 1.7 to 2.5. Karras et al. 2024, Table 1.",
+    )
     guidance_lo = param.Number(
         default=0.0,
         bounds=(0.0, 160.0),
@@ -291,11 +309,16 @@ class SamplerKnobs(param.Parameterized):
         elif self.grid not in WARPED:
             out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
         if model.n_classes == 0:
-            out |= dict.fromkeys((*GUIDANCE, "label"), f"{_said(model)} has no classes.")
-        elif isinstance(model, FlowMap):
+            out |= dict.fromkeys(("guidance", "label"), f"{_said(model)} has no classes.")
+        if isinstance(model, FlowMap):
             out |= dict.fromkeys(GUIDANCE, f"{_said(model)} is a flow map; guidance mixes denoisers.")
-        elif self.guidance == 1:
-            out |= dict.fromkeys(GUIDANCE[1:], "Guidance is off (weight 1).")
+        else:
+            if not self.guide and not guides_for(model):
+                out |= dict.fromkeys(GUIDE, f"There is no other model of what {_said(model)} makes.")
+            elif not self.guide:
+                out["guide_weight"] = "No worse model is chosen."
+            if self.guidance == 1 and not self._guided:
+                out |= dict.fromkeys(INTERVAL, "Guidance is off (weight 1).")
         if model.n_skips == 0:
             out |= dict.fromkeys(SKIPS, f"{_said(model)} has no skip connections.")
         elif self.skip_bank is not None:
@@ -311,6 +334,9 @@ class SamplerKnobs(param.Parameterized):
         elif self.label is not None and self.label >= model.n_classes:
             values["label"] = None
             notes.append(f"Class {self.label} does not exist in {model.name}: drawing every class in turn.")
+        if self.guide and self.guide not in guides_for(model):
+            values["guide"] = ""
+            notes.append(f"The worse model is left out: {self.guide} cannot guide {_said(model)}.")
         if isinstance(model, FlowMap):
             if self.solver != "jump":
                 own = self.defaults(model)
@@ -340,10 +366,9 @@ class SamplerKnobs(param.Parameterized):
                 raise BadValue(
                     f"{_said(model)} is a flow map and has no ODE for {self.solver} to solve: choose the solver jump."
                 )
-            if self.guidance != 1:
-                raise BadValue(
-                    f"guidance {self.guidance:g} mixes denoisers, and {_said(model)} is a flow map: set it to 1."
-                )
+            if self.guidance != 1 or self._guided:
+                what = f"guidance {self.guidance:g}" if self.guidance != 1 else f"the guide {self.guide}"
+                raise BadValue(f"{what} mixes denoisers, and {_said(model)} is a flow map: leave it out.")
         known = getattr(SOLVERS[self.solver], "variants", ())
         if known and self.variant not in ("default", *known):
             raise BadValue(f"{self.solver} has no variant {self.variant}: choose {', '.join(known)}, or default.")
@@ -354,7 +379,10 @@ class SamplerKnobs(param.Parameterized):
                 f"guidance {self.guidance:g} needs a class-conditional model, and {_said(model)} has no "
                 "classes: set guidance to 1 or choose a conditional model."
             )
-        if self.guidance != 1 and self.guidance_lo >= self.guidance_hi:
+        if self._guided and self.guide not in guides_for(model):
+            fit = ", ".join(guides_for(model)) or "none here does"
+            raise BadValue(f"{self.guide} cannot guide {_said(model)}: shape and classes must be the same ({fit}).")
+        if (self.guidance != 1 or self._guided) and self.guidance_lo >= self.guidance_hi:
             raise BadValue(f"guidance_lo ({self.guidance_lo:g}) must be below guidance_hi ({self.guidance_hi:g}).")
         if self.label is not None and self.label >= 0 and self.label >= model.n_classes:
             has = f"classes 0 to {model.n_classes - 1}" if model.n_classes else "no classes"
@@ -389,8 +417,14 @@ class SamplerKnobs(param.Parameterized):
             inner = model.inner if isinstance(model, ConsistencyModel) else model
             tuned = SkipTuned(inner, scales)
             model = tuned if inner is model else ConsistencyModel(tuned, name=model.name)
-        if self.guidance != 1:
-            model = Guided(model, self.guidance, interval=self._interval())
+        guides = [(None, self.guidance)] if self.guidance != 1 else []
+        if self._guided:
+            guides.append((_worse(self.guide, device_of(model)), self.guide_weight))
+        if len(guides) == 1:
+            ((guide, weight),) = guides
+            model = Guided(model, weight, guide, self._interval())
+        elif guides:
+            model = MultiGuided(model, guides, self._interval())
         return model, OdeSampler(self._solver(), self._grid())
 
     @property
@@ -414,7 +448,11 @@ class SamplerKnobs(param.Parameterized):
         elif self.grid not in WARPED:
             del out["rho"]
         if self.guidance == 1:
-            for name in GUIDANCE:
+            del out["guidance"]
+        if not self._guided:
+            del out["guide"], out["guide_weight"]
+        if self.guidance == 1 and not self._guided:
+            for name in INTERVAL:
                 del out[name]
         if self.skip_bank is not None:
             del out["rho_bottom"], out["rho_top"]
@@ -456,9 +494,22 @@ class SamplerKnobs(param.Parameterized):
             parts.append(self.grid)
         if "variant" in active and active["variant"] != base["variant"]:
             parts.append(active["variant"])
-        for name in ("order", "rho", "alpha", "sigma_min", "sigma_max", *CHURN, *GUIDANCE, "rho_bottom", "rho_top"):
+        for name in (
+            "order",
+            "rho",
+            "alpha",
+            "sigma_min",
+            "sigma_max",
+            *CHURN,
+            "guidance",
+            *INTERVAL,
+            "rho_bottom",
+            "rho_top",
+        ):
             if name in active and active[name] != base[name]:
                 parts.append(f"{TITLES.get(name, name)} {active[name]:.3g}")
+        if self._guided:
+            parts.append(f"{self.guide_weight:.3g} from {self.guide}")
         if self.label is not None and self.label >= 0:
             parts.append(f"class {self.label}")
         if self.skip_bank is not None:
@@ -486,6 +537,9 @@ class SamplerKnobs(param.Parameterized):
                     classes = tuple(range(model.n_classes))
                     words = ("every class in turn", "no class", *(str(c) for c in classes))
                     out.append(Control(kind="choice", choices=(None, -1, *classes), names=words, **common))
+                elif name == "guide":
+                    others = tuple(dict.fromkeys((*guides_for(model), *filter(None, (value,)))))
+                    out.append(Control(kind="choice", choices=("", *others), names=("none", *others), **common))
                 elif name == "nodes":
                     out.append(Control(kind="nodes", unit="σ", **{**common, "value": value or []}))
                 elif name == "skip_bank":
@@ -508,10 +562,16 @@ class SamplerKnobs(param.Parameterized):
             ends = f"rho_bottom={self.rho_bottom!r}, rho_top={self.rho_top!r}"
             scales = ends if self.skip_bank is None else repr([float(s) for s in self.skip_bank])
             lines.append(f"model = ex.SkipTuned(model, {scales})")
-        if self.guidance != 1:
-            low, high = self._interval()
-            high_text = 'float("inf")' if math.isinf(high) else repr(high)
-            lines.append(f"model = ex.Guided(model, {self.guidance!r}, interval=({low!r}, {high_text}))")
+        low, high = self._interval()
+        interval = f"interval=({low!r}, " + ('float("inf"))' if math.isinf(high) else f"{high!r})")
+        worse = f'ex.load("{self.guide}")'
+        if self.guidance != 1 and self._guided:
+            both = f"[(None, {self.guidance!r}), ({worse}, {self.guide_weight!r})]"
+            lines.append(f"model = ex.MultiGuided(model, {both}, {interval})")
+        elif self._guided:
+            lines.append(f"model = ex.Guided(model, {self.guide_weight!r}, {worse}, {interval})")
+        elif self.guidance != 1:
+            lines.append(f"model = ex.Guided(model, {self.guidance!r}, {interval})")
         if self.nodes is not None:
             lines.append(f"grid = ex.TimeGrid({tuple(self._grid().times)!r})")
         else:
@@ -535,6 +595,11 @@ class SamplerKnobs(param.Parameterized):
                 parts += [FLAGS.get(name, "--" + name.replace("_", "-")), text]
         return " ".join([*parts, "--n", str(n)])
 
+    @property
+    def _guided(self) -> bool:
+        """Whether a worse model acts."""
+        return bool(self.guide) and self.guide_weight != 1
+
     def _interval(self) -> tuple[float, float]:
         high = math.inf if self.guidance_hi >= self.param.guidance_hi.bounds[1] else float(self.guidance_hi)
         return float(self.guidance_lo), high
@@ -555,6 +620,25 @@ def used_by(solver: str) -> dict[str, str]:
     """Knobs of OF_SOLVER that act with this solver, each with the solver's field it sets."""
     every = {FIELD_KNOBS.get(f.name, f.name): f.name for f in fields(SOLVERS[solver])}
     return {knob: field for knob, field in every.items() if knob in OF_SOLVER}
+
+
+def guides_for(model: Model) -> tuple[str, ...]:
+    """Names of the bundled and kept denoisers that can guide this one: the same shape, and the same classes or none."""
+    return (
+        () if isinstance(model, FlowMap) else _guides(tuple(model.shape), model.n_classes, model.name, bundled.stamp())
+    )
+
+
+@lru_cache(maxsize=64)
+def _guides(shape: tuple[int, ...], n_classes: int, name: str, stamp: tuple) -> tuple[str, ...]:
+    cards = {other: bundled.card(other) for other in bundled.names("denoiser") if other != name}
+    alike = {other: card for other, card in cards.items() if tuple(card.get("shape", ())) == shape}
+    return tuple(other for other, card in alike.items() if card.get("n_classes", 0) in (0, n_classes))
+
+
+@lru_cache(maxsize=4)
+def _worse(name: str, device: torch.device) -> Model:
+    return bundled.load(name, device)
 
 
 def _said(model: Model) -> str:
@@ -600,6 +684,10 @@ def _checked(name: str, value: Any) -> Any:
         return value
     if value is None and p.allow_None:
         return None
+    if isinstance(p, param.String):
+        if not isinstance(value, str) or (value and value not in bundled.names("denoiser")):
+            raise UnknownName("guide", value, bundled.names("denoiser"))
+        return value
     if name == "skip_bank":
         if not isinstance(value, list | tuple) or not all(_is_number(v) and 0 <= v <= 1.5 for v in value):
             raise BadValue(f"skip_bank must be a list of factors from 0 to 1.5, got {value!r}.")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from explorer.errors import BadFile, BadValue, UnknownName
-from explorer.knobs import GROUPS, SamplerKnobs, names
+from explorer.knobs import GROUPS, SamplerKnobs, guides_for, names
 from explorer.live import metric_for, quality
 from explorer.models import Guided, Oracle, Preconditioned, SkipTuned
 from explorer.models.bundled import load
@@ -123,6 +123,23 @@ def test_a_knob_acts_exactly_where_the_solver_has_the_field(solver, plain):
     assert ("variant" in at_rest) == (not variants)
 
 
+def test_a_worse_model_guides_alone_or_beside_the_missing_class():
+    """The wrapped model is main + (w - 1)(main - worse), and the same with the class left out added."""
+    model, worse = load("digits"), load("digits-uncond")
+    assert "digits-uncond" in guides_for(model) and "digits" not in guides_for(model)
+    assert "digits" not in guides_for(worse), "a guide that needs classes cannot guide what has none"
+    x, t, cond = torch.randn(3, *model.shape, dtype=torch.float64), 0.7, torch.tensor([1, 2, 3])
+    main, free = model.denoise(x, t, cond), model.denoise(x, t)
+    away = main - worse.denoise(x, t)
+    alone, _ = SamplerKnobs(guide="digits-uncond", guide_weight=1.5).build(model)
+    assert torch.allclose(alone.denoise(x, t, cond), main + 0.5 * away, atol=1e-6)  # float32 networks
+    both, sampler = SamplerKnobs(guidance=2.0, guide="digits-uncond", guide_weight=1.5, n_steps=3).build(model)
+    assert torch.allclose(both.denoise(x, t, cond), main + (main - free) + 0.5 * away, atol=1e-6)
+    assert sampler.nfe(both) == 3 * sampler.nfe(model)
+    off, _ = SamplerKnobs(guide="digits-uncond", guide_weight=1.0).build(model)
+    assert off is model and "guide" not in SamplerKnobs(guide="digits-uncond", guide_weight=1.0).active()
+
+
 def test_knobs_at_rest_leave_the_model_alone(unet):
     knobs = SamplerKnobs.for_model(unet)
     model, sampler = knobs.build(unet)
@@ -200,6 +217,8 @@ def test_values_out_of_range_get_one_sentence(values, error, words):
         ({"solver": "edm-stochastic", "s_min": 5, "s_max": 1}, "unet", "s_min"),
         ({"solver": "deis", "variant": "bh1"}, "unet", "deis has no variant bh1: choose t, rho, log-rho, or default"),
         ({"guidance": 2, "guidance_lo": 5, "guidance_hi": 1}, "unet", "guidance_lo"),
+        ({"guide": "shapes32-early"}, "unet", "shapes32-early cannot guide unet"),
+        ({"guide": "toy-moons", "guidance_lo": 5, "guidance_hi": 1}, "plain", "guidance_lo"),
     ],
 )
 def test_contradictions_get_one_sentence(values, which, words, unet, plain):
@@ -230,6 +249,8 @@ def test_fitting_to_another_model_says_what_was_reset(unet, plain):
     assert len(notes) == 2 and all(note.endswith(".") for note in notes)
     fitted.build(plain)
     assert SamplerKnobs().fitted(plain)[1] == []
+    fitted, (note,) = SamplerKnobs(guide="toy-moons").fitted(unet)
+    assert fitted.guide == "" and "toy-moons cannot guide unet" in note
 
 
 def test_controls_describe_every_knob(unet):
@@ -272,6 +293,8 @@ SETTINGS = [
     {"solver": "ipndm", "nodes": [20.0, 2.123456789, 0.4, 0.0123], "seed": 3},
     {"solver": "edm-stochastic", "s_churn": 30.0, "rho": 5.0, "n_steps": 4, "label": 2},
     {"guidance": 1.7, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
+    {"guide": "toy-8gaussians", "guide_weight": 1.5, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
+    {"guidance": 1.7, "guide": "toy-8gaussians", "n_steps": 3},
     {"solver": "unipc", "order": 2, "variant": "bh1", "n_steps": 5},
     {"solver": "dpmpp-2m-sde", "eta": 0.5, "variant": "heun", "s_noise": 1.0, "n_steps": 5},
 ]

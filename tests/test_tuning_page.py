@@ -26,8 +26,8 @@ from explorer.knobs import SamplerKnobs
 from explorer.sampling import SOLVERS, OdeSampler, Seeds, TimeGrid
 from explorer.sampling.restart import Restart, RestartSampler
 from explorer.trajectory import local_error, record
-from explorer.tuning import Guidance, Skips, Trial, TruncationError, Tuned
 from explorer.tuning import Setting as Tunable
+from explorer.tuning import Skips, Trial, TruncationError, Tuned
 
 MODEL = "oracle-8gaussians"
 SMALL = (
@@ -90,6 +90,7 @@ def desk():
         {"solver": "heun", "n_steps": 4, "rho": 3.0},
         {"solver": "deis", "order": 2, "variant": "rho", "grid": "cosine", "n_steps": 5},
         {"solver": "alpha2", "alpha": 0.6, "guidance": 1.7, "guidance_lo": 0.2, "guidance_hi": 3.0},
+        {"solver": "heun", "guide": "digits-uncond", "guide_weight": 1.4, "guidance_hi": 3.0, "n_steps": 4},
         {"solver": "dpmpp-2m", "skip_bank": [0.9, 1.0, 1.1, 0.8], "nodes": [40.0, 3.0, 0.123456789]},
     ],
 )
@@ -120,7 +121,6 @@ def test_what_the_lab_has_no_knob_for_is_named():
     cases = (
         (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0),), heun)), "RestartSampler"),
         (Tunable(plain, (Skips(ones, (0.1, 2.0)),)), "interval"),
-        (Tunable(plain, (Guidance(2.0, guide="digits-uncond"),)), "digits-uncond"),
         (Tunable(OdeSampler(heun, TimeGrid((3.0, 1.0)))), "σ = 0"),
     )
     for setting, words in cases:

@@ -77,13 +77,15 @@ def knob_parameters() -> Iterator[inspect.Parameter]:
             say, complete = f"One of {', '.join(choices)}.", starting(choices)
         elif isinstance(knob, param.List):
             say = "Numbers separated by commas."
+        elif isinstance(knob, param.String):
+            complete = denoisers
         else:
             kind = int if isinstance(knob, param.Integer) else float
             low, high = knob.bounds
             say = f"From {low:g} to {high:g}." if high < 1e4 else ""
         if name in ("sigma_min", "sigma_max"):
             say += " Default: the end of the model's own range."
-        elif knob.default is not None:
+        elif knob.default not in (None, ""):
             say += f" Default: {knob.default:.4g}." if isinstance(knob.default, float) else f" Default: {knob.default}."
         flags = ["--" + name.replace("_", "-"), *([ALIASES[name]] if name in ALIASES else [])]
         option = typer.Option(
@@ -96,6 +98,13 @@ def knob_parameters() -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
         )
+
+
+def denoisers(incomplete: str) -> list[str]:
+    """Shell completion with the names of trained denoisers."""
+    from explorer.models.bundled import names
+
+    return [name for name in names("denoiser") if name.startswith(incomplete)]
 
 
 def starting(choices: Iterable[str]) -> Callable:

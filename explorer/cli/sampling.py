@@ -124,6 +124,7 @@ def eval_(
       explorer eval digits --sampler heun --steps 18 --n 2000
       explorer eval digits --steps 5 --guidance 2 --json
       explorer eval digits --tuned tuned.json
+      explorer eval shapes32 --guide shapes32-early --guide-weight 1.5
       explorer eval digits --protocol edm --features digits-cnn --n 2000
       torchrun --nproc-per-node 8 -m explorer eval MODEL --protocol edm --n 50000 --reference cifar10-32x32.npz
     """
@@ -180,6 +181,7 @@ def sample(
       explorer sample digits --n 64 --out grid.png
       explorer sample digits --steps 4 --class 7 --n 1000 --out sevens.npz
       explorer sample digits --tuned tuned.json
+      explorer sample shapes32 --guide shapes32-small --guide-weight 2
     """
     from explorer.sampling.samplers import labels_for
     from explorer.sampling.samplers import sample as draw

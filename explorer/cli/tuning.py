@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from explorer.cli.guides import TuneGuide
-from explorer.cli.options import DataName, Device, FeatureName, Json, Model, device_named, starting
+from explorer.cli.options import DataName, Device, FeatureName, Json, Model, denoisers, device_named, starting
 from explorer.cli.output import emit, note, progress
 from explorer.errors import BadValue, UnknownName
 
@@ -46,7 +45,13 @@ def tune(
     report: Annotated[
         int, typer.Option(min=2, help="Samples of the final number, on noise the search did not see.")
     ] = 2000,
-    guide: TuneGuide = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="With --what guidance: the worse model to move away from. Default: the model without a class.",
+            autocompletion=denoisers,
+        ),
+    ] = None,
     solver: Annotated[str, typer.Option(help="Where to start: a solver, see explorer list solvers.")] = "dpmpp-2m",
     start: Annotated[
         Path | None, typer.Option(help="Start from a sampler or a tuned one in a JSON file instead.")

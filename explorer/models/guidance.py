@@ -82,7 +82,9 @@ class MultiGuided(Denoiser):
         for guide, weight, classless in acting:
             if classless and cond is None:
                 raise BadValue(f"guidance {weight:g} by no class needs class labels for the samples; give cond")
-            push = push + (weight - 1) * (main - guide.denoise(x_t, t, None if classless else cond))
+            push = push + (weight - 1) * (
+                main - guide.denoise(x_t, t, None if classless or not guide.n_classes else cond)
+            )
         if acting and isinstance(t, Tensor):
             sigma = self.path.ratio(t)
             inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])

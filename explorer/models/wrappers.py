@@ -55,7 +55,8 @@ class Guided(Denoiser):
     Args:
         base: the model to follow, asked with the given class.
         scale: 1 means none; above 1 moves away from the guide.
-        guide: the model to move away from; by default `base` asked without a class (classifier-free guidance).
+        guide: the model to move away from, asked with the given class if it has classes; by default `base` asked without one
+            (classifier-free guidance).
         interval: (low, high) in sigma where guidance acts; elsewhere one evaluation is spent, not two.
     Raises:
         BadValue: no guide was given and the base has no classes; shapes or paths differ.
@@ -110,7 +111,9 @@ class Guided(Denoiser):
         return negative + like(scale, x_t) * (positive - negative), "x0"
 
     def _negative(self, x_t: Tensor, t: Time, cond: Cond) -> Tensor:
-        return self.base.denoise(x_t, t, None) if self.guide is None else self.guide.denoise(x_t, t, cond)
+        if self.guide is None:
+            return self.base.denoise(x_t, t, None)
+        return self.guide.denoise(x_t, t, cond if self.guide.n_classes else None)
 
 
 def skip_schedule(n_skips: int, rho_bottom: float, rho_top: float) -> list[float]:

@@ -29,9 +29,15 @@ def tunable(knobs: SamplerKnobs, model: Model) -> Tunable:
     scales = knobs.skip_scales(model.n_skips)
     if scales is not None:
         wrappers.append(Skips(tuple(scales)))
+    no_limit = knobs.guidance_hi >= knobs.param.guidance_hi.bounds[1]
+    interval = (knobs.guidance_lo, math.inf if no_limit else knobs.guidance_hi)
+    worse = knobs.guide if knobs.guide_weight != 1 else ""
+    if knobs.guidance != 1 and worse:
+        raise BadValue("a search takes one kind of guidance: set weight w to 1, or leave out the worse model.")
     if knobs.guidance != 1:
-        no_limit = knobs.guidance_hi >= knobs.param.guidance_hi.bounds[1]
-        wrappers.append(Guidance(knobs.guidance, (knobs.guidance_lo, math.inf if no_limit else knobs.guidance_hi)))
+        wrappers.append(Guidance(knobs.guidance, interval))
+    elif worse:
+        wrappers.append(Guidance(knobs.guide_weight, interval, worse))
     return Tunable(sampler, tuple(wrappers))
 
 
@@ -48,7 +54,7 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
         raise BadValue("the Sampler Lab does not know this solver on this path: use its JSON or Python instead.")
     values = {**base.to_dict(), "solver": name}
     values |= {knob: getattr(sampler.solver, field) for knob, field in used_by(name).items()}
-    values |= {"guidance": 1.0, "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
+    values |= {"guidance": 1.0, "guide": "", "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
     values |= {knob: SamplerKnobs.param[knob].default for knob in ("guidance_lo", "guidance_hi")}
     for wrapper in found.wrappers:
         low, high = wrapper.interval
@@ -58,13 +64,14 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
                     "the Sampler Lab scales skips at every σ, and these act on an interval: use JSON or Python."
                 )
             values["skip_bank"] = list(wrapper.scales)
-        elif wrapper.guide:
-            raise BadValue(
-                f"the Sampler Lab has no guide model, and this moves away from {wrapper.guide}: use JSON or Python."
-            )
         else:
             most = SamplerKnobs.param.guidance_hi.bounds[1]
-            values |= {"guidance": wrapper.scale, "guidance_lo": low, "guidance_hi": min(high, most)}
+            weight = (
+                {"guide": wrapper.guide, "guide_weight": wrapper.scale}
+                if wrapper.guide
+                else {"guidance": wrapper.scale}
+            )
+            values |= {**weight, "guidance_lo": low, "guidance_hi": min(high, most)}
     return _on_grid(values, base, model, sampler)
 
 
