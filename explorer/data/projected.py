@@ -19,7 +19,7 @@ class ProjectedModes:
     """n draws of 0.3 N(a, I) + 0.7 N(-a, I) in L dimensions, a = 3 in each, times a random D x L matrix; every coordinate has variance 1.
 
     The points lie on an L-dimensional plane of D-dimensional space. Coordinates are also centred, which moves all points alike.
-    Source: Xu et al. 2023, arXiv 2306.14878, Sec. 5 (L = 4, D = 20, n = 2000; the matrix and the draws are ours).
+    Source: Xu et al. 2023, arXiv 2306.14878, toy experiment (L = 4, D = 20, n = 2000; the matrix and the draws are ours).
 
     Args:
         seed: of the matrix; draws have their own.

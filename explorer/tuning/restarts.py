@@ -37,6 +37,8 @@ from explorer.tuning.study import Proposal, Tuner
 
 FINE = 6
 """Heun steps for each doubling of sigma that stand for the exact flow."""
+FORGOTTEN = 0.02
+"""Survival below which a difference counts as forgotten: no setting is better for leaving less."""
 
 
 @torch.inference_mode()
@@ -120,16 +122,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RestartSearch(Tuner):
-    """Settings with one restart interval at a given cost, those first that no other beats in both survival and added error.
+    """Settings with one restart interval at a given cost: for each lower end those that no other beats in both survival and added error.
 
-    Survival says nothing of how large the differences are that should be forgotten (they stem from the network, too), so the tuner
-    proposes the whole front, from nothing forgotten to most, and the objective decides. The main grid is thinned to what the repeats leave.
+    Survival says nothing of how large the differences are that should be forgotten (they stem from the network, too), nor of those that
+    arise below the interval. So the tuner proposes the whole fronts, in order of the error they add, and the objective decides. The main
+    grid is thinned to what the repeats leave.
 
     Args:
         nfe: evaluations a sample; None is as many as the start takes.
         lows, factors: lower ends of the intervals, and how far up they go; lower ends move to the nearest node of each main grid.
         most_repeats: largest K; n_points: times on the way down.
-        candidates: longest list of proposals; a longer front is thinned evenly.
+        candidates: about how many proposals; longer fronts are thinned evenly.
         n: states measured.
     """
 
@@ -169,7 +172,7 @@ class RestartSearch(Tuner):
         labels = first_labels(labels, n)
         map_ = forgetting(wrapped, seeds, lows, self.factors, self.n_points, solver, labels)
         missed: dict[int, float] = {}
-        calls, found = wrapped.n_calls, []
+        calls, found = wrapped.n_calls, {bottom: [] for bottom in lows}
         cond = labels_for(wrapped, seeds, labels, device_of(wrapped))
         noise = seeds.fresh().normal(tuple(wrapped.shape), device=device_of(wrapped))
         exact = OdeSampler(Heun(), TimeGrid.karras(64, low, grid.times[0]))
@@ -194,17 +197,14 @@ class RestartSearch(Tuner):
                         if setting is None or not math.isfinite(map_.survival.values[i, j]):
                             continue
                         error = miss(setting.sampler.grid) + repeats * float(map_.added.values[i, j, k])
-                        found.append(Candidate(setting, float(map_.survival.values[i, j]) ** repeats, error))
-        if not found:
+                        left = max(float(map_.survival.values[i, j]) ** repeats, FORGOTTEN)
+                        found[bottom].append(Candidate(setting, left, error))
+        if not any(found.values()):
             raise BadValue(f"not one restart fits into {limit} evaluations a sample beside the main steps: allow more")
-        front: list[Candidate] = []
-        for candidate in sorted(found, key=lambda c: (c.added, c.survival)):
-            if not front or candidate.survival < front[-1].survival:
-                front.append(candidate)
-        if len(front) > self.candidates:
-            kept = np.unique(np.linspace(0, len(front) - 1, self.candidates).round().astype(int))
-            front = [front[i] for i in kept]
-        return front, map_.n_evals + (wrapped.n_calls - calls) * n
+        fronts = [front_of(rows) for rows in found.values()]
+        share = max(self.candidates // max(sum(map(bool, fronts)), 1), 1)
+        kept = [c for front in fronts for c in thinned(front, share)]
+        return sorted(kept, key=lambda c: c.added), map_.n_evals + (wrapped.n_calls - calls) * n
 
     def _setting(self, start, grid, solver, model, limit, interval) -> Setting | None:
         points, repeats, bottom, top = interval
@@ -219,3 +219,20 @@ class RestartSearch(Tuner):
             return most_steps(made, model, limit)
         except BadValue:  # too dear, or no node of the main grid is near
             return None
+
+
+def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that no other beats in both numbers, by the error they add."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.added, c.survival)):
+        if not front or candidate.survival < front[-1].survival:
+            front.append(candidate)
+    return front
+
+
+def thinned(front: Sequence[Candidate], most: int) -> list[Candidate]:
+    """At most that many of a front, evenly, its ends among them."""
+    if len(front) <= most:
+        return list(front)
+    places = np.linspace(0, len(front) - 1, most) if most > 1 else np.array([(len(front) - 1) / 2])
+    return [front[i] for i in np.unique(places.round().astype(int))]
