@@ -59,7 +59,7 @@ TITLES = {
     "s_max": "S max",
     "s_noise": "S noise",
     "guidance": "weight w",
-    "guide": "worse model",
+    "guide": "guide",
     "guide_weight": "its weight",
     "guidance_lo": "from σ",
     "guidance_hi": "up to σ",
@@ -509,7 +509,7 @@ class SamplerKnobs(param.Parameterized):
             if name in active and active[name] != base[name]:
                 parts.append(f"{TITLES.get(name, name)} {active[name]:.3g}")
         if self._guided:
-            parts.append(f"{self.guide_weight:.3g} from {self.guide}")
+            parts.append(f"guide {self.guide} {self.guide_weight:.3g}")
         if self.label is not None and self.label >= 0:
             parts.append(f"class {self.label}")
         if self.skip_bank is not None:
