@@ -15,6 +15,7 @@ The paper takes 4096 steps of 4096 for D1 and 512 for D0 (recipes `*-full`). The
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -153,9 +154,9 @@ class Corrupted(Denoiser):
 
     def __init__(self, base: Preconditioned, *, noise: float = 0.0, dropout: float = 0.0, seed: int = 0):
         super().__init__()
-        net = type(base.net)(**{**base.net.config, "dropout": dropout})
-        net.load_state_dict(base.net.state_dict())
-        net.train(dropout > 0).requires_grad_(False)
+        net = copy.deepcopy(base.net).train(dropout > 0).requires_grad_(False)
+        if dropout:
+            net.dropout.p = dropout
         self.path, self.shape, self.t_range, self.name = base.path, base.shape, base.t_range, base.name
         self.base = Preconditioned(net, base.path, base.precondition, shape=base.shape, t_range=base.t_range)
         self.noise, self.seed, self.n_drawn = noise, seed, 0
