@@ -188,11 +188,12 @@ def generations(
     kind: Literal["plain", "sims"],
     n: int = 10,
     *,
+    first: Preconditioned | None = None,
     seed: int = 0,
     omega: float = 0.5,
     real_share: float = 0.0,
     n_train: int = 2000,
-    n_steps: int = 300,
+    n_steps: int = 200,
     aux_steps: int = 100,
     data: str = "8gaussians",
 ) -> Iterator[tuple[Denoiser, Tensor]]:
@@ -203,7 +204,8 @@ def generations(
     samples of the model first, and the generator is the extrapolation away from it.
 
     Args:
-        n: generations after the first. omega: of "sims". n_steps, aux_steps: of each tuning, 512 samples a step.
+        n: generations after the first. first: the model of generation 0, if there is one; else it is trained.
+        omega: of "sims". n_steps, aux_steps: of each tuning, 512 samples a step.
     """
     if kind not in ("plain", "sims"):
         raise UnknownName("kind of loop", kind, ("plain", "sims"))
@@ -215,7 +217,8 @@ def generations(
         method = recipe.method(real)
     x, steps, start = real.x[rows], recipe.plan.n_steps, method.export(method.nets)
     for g in range(n + 1):
-        model = tuned(start, x, steps, seed=mix(seed, g, 0), lr=2e-3 if g == 0 else 1e-3)
+        trained = first if g == 0 else None
+        model = trained or tuned(start, x, steps, seed=mix(seed, g, 0), lr=2e-3 if g == 0 else 1e-3)
         generator: Denoiser = model
         if kind == "sims":
             own = drawn(model, n_train, mix(seed, g, 1))
