@@ -1,4 +1,4 @@
-"""Where samples come from: toys of the plane, digits, shapes and fractals in colour, published image sets, a user's own files."""
+"""Where samples come from: toys of the plane, digits, shapes, glyphs, photographs and fractals, published sets, a user's own files."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ from explorer.data.augment import NonLeaking
 from explorer.data.dataset import Dataset
 from explorer.data.digits import digits, digits_dataset
 from explorer.data.fractals import Fractals, fractals_dataset
+from explorer.data.glyphs import Glyphs, glyph_factors, glyphs_dataset
+from explorer.data.huggingface import huggingface
 from explorer.data.loader import Batch, Loader
+from explorer.data.patches import Patches, patch_factors, patches_dataset
 from explorer.data.pictures import array_dataset, pictures, write_zip
 from explorer.data.points import Drawing, load_points, points_dataset
 from explorer.data.projected import ProjectedModes
@@ -26,19 +29,26 @@ __all__ = [
     "Dataset",
     "Drawing",
     "Fractals",
+    "Glyphs",
     "Loader",
     "NonLeaking",
+    "Patches",
     "ProjectedModes",
     "Shapes",
     "array_dataset",
     "digits",
     "digits_dataset",
     "fractals_dataset",
+    "glyph_factors",
+    "glyphs_dataset",
+    "huggingface",
     "load_dataset",
     "load_points",
     "names",
     "oracle",
     "points",
+    "patch_factors",
+    "patches_dataset",
     "pictures",
     "points_dataset",
     "shapes_dataset",
@@ -51,6 +61,8 @@ __all__ = [
 TEST_SEED = 1
 """Seed of the fixed sample that stands for the test split of a toy; the training split has seed 0."""
 
+ENDINGS = (".zip", ".npy", ".npz", ".tar.gz", ".tgz", ".tar", ".parquet", ".arrow")
+"""Of files that hold images."""
 
 SHAPES = {"shapes": Shapes(), "shapes32": Shapes(side=32, lit=True)}
 FRACTALS = {
@@ -65,7 +77,7 @@ PROJECTED = {"projected-modes": ProjectedModes()}
 
 def names() -> tuple[str, ...]:
     """Names that `load_dataset` knows and that load at once; `FRACTALS` take time, `SOURCES` need the user's files."""
-    return ("digits", *SHAPES, *TOYS, *TREES)
+    return ("digits", *SHAPES, "glyphs", "patches", *TOYS, *TREES)
 
 
 def load_dataset(name: str, split: str = "train", source: str | Path | None = None) -> Dataset:
@@ -87,6 +99,10 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         return digits_dataset(split)
     if name in SHAPES:
         return shapes_dataset(split, SHAPES[name])
+    if name == "glyphs":
+        return glyphs_dataset(split)
+    if name == "patches":
+        return patches_dataset(split)
     if name in FRACTALS:
         return fractals_dataset(split, FRACTALS[name])
     if name in PROJECTED:
@@ -102,6 +118,6 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
         if split == "test":
             raise BadValue("a file of points has no test split; use split='train'.")
         return load_points(name)
-    if path.endswith((".zip", ".npy", ".npz", ".tar.gz", ".tgz", ".tar")) or Path(path).is_dir():
+    if path.endswith(ENDINGS) or Path(path).is_dir():
         return opened(path, split)
     raise UnknownName("data set", name, (*names(), *PROJECTED, *FRACTALS, *SOURCES))

@@ -12,6 +12,7 @@ import numpy as np
 from explorer.data.batches import cifar10, imagenet
 from explorer.data.dataset import Dataset
 from explorer.data.gathered import FLOAT_BYTES, cache_folder
+from explorer.data.huggingface import fits, huggingface
 from explorer.data.pictures import array_dataset, pictures
 from explorer.errors import BadFile, BadValue, UnknownName
 
@@ -83,8 +84,9 @@ def named(name: str, split: str = "train", source: str | Path | None = None) -> 
 def opened(source: str | Path, split: str = "train") -> Dataset:
     """A data set from any file or folder of images, by what is in it.
 
-    Known are: a zip or folder of pictures, the CIFAR-10 archive or folder, a folder of downsampled-ImageNet batches, and
-    .npy or .npz files with images (`data`, `images`, `x` or `arr_0`) and perhaps `labels`.
+    Known are: a zip or folder of pictures, the CIFAR-10 archive or folder, a folder of downsampled-ImageNet batches, a folder of
+    Hugging Face datasets or one of its parquet or arrow files, and .npy or .npz files with images (`data`, `images`, `x` or
+    `arr_0`) and perhaps `labels`.
     """
     found = Path(source)
     if found.is_dir():
@@ -93,6 +95,10 @@ def opened(source: str | Path, split: str = "train") -> Dataset:
             return cifar10(found, split)
         if any(name.startswith(("train_data_batch_", "val_data")) for name in held):
             return imagenet(found, split)
+        if fits(found):
+            return huggingface(found, split)
+    elif found.suffix in (".parquet", ".arrow"):
+        return huggingface(found, split)
     elif found.name.endswith((".tar.gz", ".tgz", ".tar")):
         return cifar10(found, split)
     if split == "test":
