@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from explorer.cli.protocols import NAMES
-from explorer.errors import BadFile, BadValue, UnknownName
+from explorer.errors import BadFile, BadValue, MissingExtra, UnknownName
 from explorer.metrics import PROTOCOLS, Frechet, Reference, feature_space, inception, pretrained, protocol
 from explorer.metrics.inception import find_weights, load_inception, random_weights
 from explorer.metrics.protocols import RESIZERS, Protocol, check_mixable, differences, grey_levels
@@ -439,10 +440,19 @@ def test_nvidias_programs_are_named_and_not_run(tmp_path):
 def test_without_their_libraries_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(BadValue, match="pip install timm"):
+    with pytest.raises(MissingExtra, match=r"needs? timm, .*\[features\]"):
         feature_space("dinov2")
-    with pytest.raises(BadValue, match="pip install open_clip_torch"):
+    with pytest.raises(MissingExtra, match=r"needs? open_clip, .*\[features\]"):
         feature_space("clip")
+
+
+def test_a_torchvision_of_another_build_is_named(monkeypatch, tmp_path):
+    """Its operators then do not load, and timm cannot be imported."""
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadValue, match=f"nms does not exist.*belongs to torch {re.escape(torch.__version__)}"):
+        feature_space("dinov2")
 
 
 class Eye(torch.nn.Module):
@@ -482,6 +492,42 @@ def test_a_large_network_sees_rounded_resized_standardised_pictures(monkeypatch,
     monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=offline))
     with pytest.raises(BadFile, match="could not be had"):
         pretrained.dinov2_space()
+
+
+def test_clip_reads_the_eye_of_the_network_and_its_own_scale(monkeypatch, tmp_path):
+    """What differs from DINOv2: the size, mean and deviation lie on `visual`, and features are those of `encode_image`."""
+    from safetensors.torch import save_file
+
+    class Clip(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual = Eye()
+
+        def encode_image(self, x):
+            return 2 * self.visual(x)
+
+    net, asked = Clip(), {}
+    fake = types.SimpleNamespace(create_model=lambda name, **options: asked.update(options, name=name) or net)
+    monkeypatch.setitem(sys.modules, "open_clip", fake)
+    space = pretrained.clip_space()
+    assert (asked["name"], asked["pretrained"], asked["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
+    x = pictures(3)
+    got = space(x)
+    assert space.name == "clip-ViT-L-14" and got.shape == (3, 12) and net.visual.seen.shape == (3, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (Eye.image_mean, Eye.image_std))
+    whole = (grey_levels(x) / 255).expand(-1, 3, -1, -1)
+    shown = F.interpolate(whole, (16, 16), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    torch.testing.assert_close(net.visual.seen, (shown - mean) / std, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got.float(), 2 * F.adaptive_avg_pool2d(net.visual.seen, 2).flatten(1), rtol=1e-5, atol=1e-5
+    )
+    save_file({"visual.scale": torch.tensor(3.0)}, tmp_path / "clip.safetensors")
+    other = pretrained.clip_space(tmp_path / "clip.safetensors")
+    assert asked["pretrained"] is None and float(net.visual.scale) == 3.0
+    assert other.hash != space.hash
+    save_file({"text.scale": torch.tensor(3.0)}, tmp_path / "clip.safetensors")
+    with pytest.raises(BadFile, match="does not hold the weights"):
+        pretrained.clip_space(tmp_path / "clip.safetensors")
 
 
 @pytest.mark.parity

@@ -9,15 +9,16 @@ and standard deviation.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explorer.errors import BadFile, BadValue
+from explorer.errors import BadFile, BadValue, MissingExtra
 from explorer.metrics.features import FeatureSpace, weights_hash
 from explorer.metrics.protocols import grey_levels
 
@@ -40,12 +41,10 @@ def dinov2_space(
         file: weights as .safetensors, with timm's names; fetched by timm when None.
         model: one of timm's DINOv2 networks. side: pictures are resized to it, a multiple of the patch.
     Raises:
-        BadValue: timm is not installed. BadFile: no weights.
+        MissingExtra: timm is not installed. BadValue: it cannot be imported. BadFile: no weights.
     """
-    try:
+    with _importing("timm", "DINOv2 features"):
         import timm
-    except ImportError:
-        raise BadValue("DINOv2 features need timm, which is not installed: pip install timm.") from None
     net = _built("DINOv2", lambda: timm.create_model(model, pretrained=file is None, num_classes=0, img_size=side))
     if file is not None:
         _load(net, file)
@@ -62,12 +61,10 @@ def clip_space(
     Args:
         file: weights as .safetensors, with open_clip's names; OpenAI's are fetched by open_clip when None.
     Raises:
-        BadValue: open_clip is not installed. BadFile: no weights.
+        MissingExtra: open_clip is not installed. BadValue: it cannot be imported. BadFile: no weights.
     """
-    try:
+    with _importing("open_clip", "CLIP features"):
         import open_clip
-    except ImportError:
-        raise BadValue("CLIP features need open_clip, which is not installed: pip install open_clip_torch.") from None
     options = {"pretrained": CLIP_WEIGHTS, "require_pretrained": True} if file is None else {"pretrained": None}
     net = _built("CLIP", lambda: open_clip.create_model(model, force_quick_gelu=True, weights_only=True, **options))
     if file is not None:
@@ -77,6 +74,20 @@ def clip_space(
     return _space(
         f"clip-{model}", net, net.encode_image, eye.output_dim, side, eye.image_mean, eye.image_std, device, batch
     )
+
+
+@contextlib.contextmanager
+def _importing(package: str, needed_for: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise MissingExtra(package, "features", needed_for) from None
+    except Exception as error:  # torchvision, which both import, of another build than torch
+        reason = " ".join(str(error).split())[:160]
+        raise BadValue(
+            f"{needed_for} need {package}, which is installed and cannot be imported ({reason}): install the torchvision that "
+            f"belongs to torch {torch.__version__}."
+        ) from None
 
 
 def _built(what: str, make: Callable[[], nn.Module]) -> nn.Module:
