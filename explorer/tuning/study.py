@@ -177,6 +177,64 @@ class Tuner(ABC):
 
 
 @dataclass(eq=False)
+class Measurer:
+    """Makes trials of proposals: measures them, and the baseline on the same noise, whose numbers pair with theirs.
+
+    Args:
+        alone: what all measurements share was paid for by trial 0, also where an earlier run made it; else by the first trial here.
+    """
+
+    model: Model
+    start: Setting
+    objective: Objective
+    alone: bool = True
+    paid: set[int | None] = field(default_factory=set, init=False)
+    _baselines: dict[int | None, Measurement] = field(default_factory=dict, init=False)
+
+    def measured(self, proposal: Proposal, number: int) -> Trial:
+        """The trial of this number; the baseline is number 0.
+
+        Raises: BadValue where the baseline cannot be measured.
+        """
+        began, failed = time.perf_counter(), ""
+        nan = Estimate(math.nan, math.nan, proposal.n or len(self.objective.seeds), self.objective.name)
+        found, change, nfe, extra = Measurement(nan), nan, None, proposal.extra
+        shared = self.objective.prepare()
+        if number == 0 or not self.alone:
+            extra += shared
+        if number and proposal.n not in self._baselines:
+            self._baselines[proposal.n] = self.objective.measure(*self.start.on(self.model), proposal.n)
+            if proposal.n not in self.paid:
+                extra += self._baselines[proposal.n].n_evals
+        try:
+            model, sampler = proposal.setting.on(self.model)
+            nfe = sampler.nfe(model)
+            found = self.objective.measure(model, sampler, proposal.n)
+            if not math.isfinite(found.estimate.value):
+                note = found.estimate.note
+                failed = f"the objective is {found.estimate.value}" + (f" ({note})" if note else "")
+        except (NonFinite, BadValue) as error:
+            failed = str(error)
+        if number == 0 and failed:
+            raise BadValue(f"the baseline cannot be measured: {failed}")
+        if not failed:
+            base = self._baselines.setdefault(proposal.n, found)
+            change = found.minus(base)
+        self.paid.add(proposal.n)
+        return Trial(
+            number,
+            proposal.setting,
+            nan if failed else found.estimate,
+            change,
+            nfe,
+            found.n_evals + extra,
+            time.perf_counter() - began,
+            proposal.note,
+            failed,
+        )
+
+
+@dataclass(eq=False)
 class Study:
     """A search of one model, as an iterator over its trials, the baseline first. Iterating again goes on where it stopped.
 
@@ -215,8 +273,7 @@ class Study:
                     f"a budget of {self.budget.nfe} network evaluations is too small: the baseline and one trial take {least} at {nfe} NFE "
                     f"and {self.objective.least} samples"
                 )
-        self._baselines: dict[int | None, Measurement] = {}
-        self._paid: set[int | None] = set()
+        self._measurer = Measurer(self.model, self.start, self.objective)
         self._store: Journal | None = None
 
     @property
@@ -274,7 +331,7 @@ class Study:
         if not past:
             return None
         trial = past.pop()
-        self._paid.add(proposal.n)
+        self._measurer.paid.add(proposal.n)
         same = trial.setting == proposal.setting and trial.note == proposal.note
         if trial.number != len(self.trials) or not same:
             raise BadValue(
@@ -284,42 +341,7 @@ class Study:
         return trial
 
     def _measured(self, proposal: Proposal) -> Trial:
-        began, number, failed = time.perf_counter(), len(self.trials), ""
-        nan = Estimate(math.nan, math.nan, proposal.n or len(self.objective.seeds), self.objective.name)
-        found, change, nfe, extra = Measurement(nan), nan, None, proposal.extra
-        shared = self.objective.prepare()
-        if number == 0:  # after a resume it is done again, and was paid for in the first run
-            extra += shared
-        elif proposal.n not in self._baselines:
-            self._baselines[proposal.n] = self.objective.measure(*self.start.on(self.model), proposal.n)
-            if proposal.n not in self._paid:
-                extra += self._baselines[proposal.n].n_evals
-        try:
-            model, sampler = proposal.setting.on(self.model)
-            nfe = sampler.nfe(model)
-            found = self.objective.measure(model, sampler, proposal.n)
-            if not math.isfinite(found.estimate.value):
-                note = found.estimate.note
-                failed = f"the objective is {found.estimate.value}" + (f" ({note})" if note else "")
-        except (NonFinite, BadValue) as error:
-            failed = str(error)
-        if number == 0 and failed:
-            raise BadValue(f"the baseline cannot be measured: {failed}")
-        if not failed:
-            base = self._baselines.setdefault(proposal.n, found)
-            change = found.minus(base)
-        self._paid.add(proposal.n)
-        trial = Trial(
-            number,
-            proposal.setting,
-            nan if failed else found.estimate,
-            change,
-            nfe,
-            found.n_evals + extra,
-            time.perf_counter() - began,
-            proposal.note,
-            failed,
-        )
+        trial = self._measurer.measured(proposal, len(self.trials))
         if self._store is not None:
             self._store.append(trial.to_dict())
         return trial
