@@ -15,6 +15,7 @@ from explorer.sampling.samplers import (
     sampler_from_dict,
     sampler_from_json,
 )
+from explorer.sampling.scale_time import ScaleTime, ScaleTimeSampler, Warp
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Observer, Solver, Step, denoised_of, slope_of, solve
 from explorer.sampling.solvers import (
@@ -52,7 +53,8 @@ __all__ = [
     "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "ChainSampler", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
     "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
-    "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC", "ablation_sampler", "denoised_of",
+    "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "ScaleTime", "ScaleTimeSampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC",
+    "Warp", "ablation_sampler", "denoised_of",
     "device_of", "grid", "labels_for", "labels_of", "noise_levels", "repeated", "restart_preset", "sample", "sampler_from_dict",
     "sampler_from_json", "slope_of", "solve",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from explorer.sampling.base import Sampler, built, built_path, check_noise, desc
 from explorer.sampling.chain import ChainSampler
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.restart import RestartSampler
+from explorer.sampling.scale_time import ScaleTimeSampler
 from explorer.sampling.seeds import Seeds
 from explorer.sampling.solve import Observer, Solver, solve
 from explorer.sampling.solvers import SOLVERS
@@ -72,7 +73,13 @@ class OdeSampler(Sampler):
         return cls(solver, TimeGrid.from_dict(data["grid"]), built_path(data.get("path")))
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"ode": OdeSampler, "restart": RestartSampler, "adaptive": AdaptiveSampler, "chain": ChainSampler}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ode": OdeSampler,
+    "restart": RestartSampler,
+    "adaptive": AdaptiveSampler,
+    "scale-time": ScaleTimeSampler,
+    "chain": ChainSampler,
+}
 
 
 def sampler_from_dict(data: dict) -> Sampler:
