@@ -14,6 +14,7 @@ from explorer.errors import BadValue
 from explorer.sampling import interop
 from explorer.sampling.restart import RestartSampler
 from explorer.sampling.samplers import OdeSampler
+from explorer.sampling.scale_time import ScaleTimeSampler
 from explorer.tuning.setting import Guidance, Setting, Skips
 
 K_DIFFUSION = {
@@ -31,10 +32,10 @@ DIFFUSERS = {"Euler": "edm-euler", "DDIM": "edm-euler", "Heun": "heun", "DPMpp2M
 def to_python(setting: Setting, model: str) -> str:
     """A script that draws with the setting from the model of that name.
 
-    Raises: BadValue for a sampler that is neither on a grid nor a restart.
+    Raises: BadValue for adaptive steps.
     """
     sampler = setting.sampler
-    if not isinstance(sampler, OdeSampler | RestartSampler):
+    if not isinstance(sampler, OdeSampler | RestartSampler | ScaleTimeSampler):
         raise BadValue(f"{type(sampler).__name__} has no short form in Python: use its JSON and ex.sampler_from_json")
     lines = ["import explorer as ex", "", f"model = ex.load({json.dumps(model)})"]
     for wrapper in setting.wrappers:
