@@ -34,7 +34,7 @@ _PUBLIC = {
     "explorer.sampling": (
         "DDIM", "DEIS", "IPNDM", "RK4", "AdamsBashforth", "Alpha2", "Chord", "DPMSolver2", "DPMSolver3", "DPMpp1SDE", "DPMpp2M",
         "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "Heun", "Heun3", "IPNDMv", "Jump",
-        "Midpoint", "OdeSampler", "Seeds", "TimeGrid", "UniPC", "sample", "sampler_from_json", "solve",
+        "Midpoint", "OdeSampler", "Restart", "RestartSampler", "Seeds", "TimeGrid", "UniPC", "sample", "sampler_from_json", "solve",
     ),
     "explorer.metrics": ("Estimate", "Frechet", "Reference", "verdict"),
     "explorer.trajectory": (

@@ -134,7 +134,7 @@ def claims_of(file: Path) -> str:
 
 
 def both_loose(file: Path, other: str) -> bool:
-    """Single files of floor 3 (knobs.py, live.py, paired.py) may use the packages of their own floor."""
+    """Single files of floor 3 (live.py, paired.py) may use the packages of their own floor."""
     return (PACKAGE / f"{top(file)}.py").is_file() and FLOOR[other] == floor_of(file)
 
 

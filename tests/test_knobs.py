@@ -19,7 +19,7 @@ from explorer.models import Guided, Oracle, Preconditioned, SkipTuned
 from explorer.models.bundled import load
 from explorer.nets.unet import UNet
 from explorer.process import EDM, EDMPrecondition, GaussianMixture
-from explorer.sampling import GRIDS, SOLVERS, Seeds, TimeGrid, sample
+from explorer.sampling import GRIDS, SOLVERS, Restart, RestartSampler, Seeds, TimeGrid, sample
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,17 @@ def test_knobs_at_rest_leave_the_model_alone(unet):
     assert ones.build(unet)[0] is unet
 
 
+def test_restarts_make_the_papers_sampler(unet):
+    """NFE (2 N - 1) + K 2 (points - 1), Xu et al. 2023; off they leave no trace."""
+    knobs = SamplerKnobs.for_model(unet, n_steps=18, restarts=10, restart_points=3)
+    model, sampler = knobs.build(unet)
+    assert sampler == RestartSampler(knobs.time_grid(), (Restart(3, 10, 0.06, 0.3),))
+    assert sampler.nfe(model) == 35 + 40 and "restart 10 × 0.06 to 0.3" in knobs.describe(unet)
+    assert not {"restarts", "restart_lo"} & set(SamplerKnobs(restart_lo=0.1).active())
+    assert "off" in SamplerKnobs().inapplicable(unet)["restart_lo"]
+    assert "adds noise" in SamplerKnobs(solver="dpmpp-sde").inapplicable(unet)["restarts"]
+
+
 def test_bank_takes_the_place_of_the_line(unet):
     bank = [0.5 + 0.1 * i for i in range(unet.n_skips)]
     model, _ = SamplerKnobs(skip_bank=bank, rho_bottom=0.4).build(unet)
@@ -218,6 +229,8 @@ def test_values_out_of_range_get_one_sentence(values, error, words):
         ({"solver": "deis", "variant": "bh1"}, "unet", "deis has no variant bh1: choose t, rho, log-rho, or default"),
         ({"guidance": 2, "guidance_lo": 5, "guidance_hi": 1}, "unet", "guidance_lo"),
         ({"guide": "shapes32-early"}, "unet", "shapes32-early cannot guide unet"),
+        ({"restarts": 1, "restart_lo": 2.0, "restart_hi": 1.0}, "unet", "a restart goes up"),
+        ({"restarts": 1, "solver": "euler-maruyama"}, "unet", "deterministic"),
         ({"guide": "toy-moons", "guidance_lo": 5, "guidance_hi": 1}, "plain", "guidance_lo"),
     ],
 )
@@ -295,6 +308,7 @@ SETTINGS = [
     {"guidance": 1.7, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
     {"guide": "toy-8gaussians", "guide_weight": 1.5, "guidance_lo": 0.1, "guidance_hi": 3.0, "n_steps": 4},
     {"guidance": 1.7, "guide": "toy-8gaussians", "n_steps": 3},
+    {"restarts": 2, "restart_lo": 0.1, "restart_hi": 1.5, "restart_points": 4, "n_steps": 6, "seed": 3},
     {"solver": "unipc", "order": 2, "variant": "bh1", "n_steps": 5},
     {"solver": "dpmpp-2m-sde", "eta": 0.5, "variant": "heun", "s_noise": 1.0, "n_steps": 5},
 ]

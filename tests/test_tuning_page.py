@@ -90,6 +90,7 @@ def desk():
         {"solver": "heun", "n_steps": 4, "rho": 3.0},
         {"solver": "deis", "order": 2, "variant": "rho", "grid": "cosine", "n_steps": 5},
         {"solver": "alpha2", "alpha": 0.6, "guidance": 1.7, "guidance_lo": 0.2, "guidance_hi": 3.0},
+        {"solver": "heun", "restarts": 2, "restart_lo": 0.2, "restart_hi": 1.0, "n_steps": 6},
         {"solver": "heun", "guide": "digits-uncond", "guide_weight": 1.4, "guidance_hi": 3.0, "n_steps": 4},
         {"solver": "dpmpp-2m", "skip_bank": [0.9, 1.0, 1.1, 0.8], "nodes": [40.0, 3.0, 0.123456789]},
     ],
@@ -119,7 +120,8 @@ def test_what_the_lab_has_no_knob_for_is_named():
     plain = OdeSampler(heun, grid)
     ones = (1.0,) * model.n_skips
     cases = (
-        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0),), heun)), "RestartSampler"),
+        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0), Restart(2, 1, 2.0, 9.0)), heun)), "RestartSampler"),
+        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0, rho=3.0),), heun)), "rho 7"),
         (Tunable(plain, (Skips(ones, (0.1, 2.0)),)), "interval"),
         (Tunable(OdeSampler(heun, TimeGrid((3.0, 1.0)))), "σ = 0"),
     )

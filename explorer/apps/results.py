@@ -144,21 +144,22 @@ def watched(job: Job, see: Callable = lambda *seen: None) -> Callable:
 @torch.inference_mode()
 def film(model: Model, sampler, seed: int, labels, job: Job) -> Film:
     """Filmstrip of one seed."""
-    path, frames = sampler.path_on(model), []
+    path, frames, sigmas = sampler.path_on(model), [], []
     seeds = Seeds([seed])
     cond = labels_for(model, seeds, labels)
 
     def see(i, t, t_next, x, step):
         frames.append(denoised_of(path, x, t, step)[0].float())
+        sigmas.append(path.ratio_at(t if step.t_from is None else step.t_from))
 
     end = sampler.sample(model, seeds.normal(tuple(model.shape)), cond, rng=seeds, observe=watched(job, see))
-    return Film(seed, sampler.grid.sigmas(path), torch.stack([*frames, end[0].float()]))
+    return Film(seed, [*sigmas, sampler.grid.sigmas(path)[-1]], torch.stack([*frames, end[0].float()]))
 
 
 @torch.inference_mode()
 def plane(model: Model, sampler, knobs: SamplerKnobs, extent: float, job: Job) -> Plane:
     """Paths in the scale of the data: states are divided by alpha sqrt(1 + (sigma / r)^2), which keeps noise on the canvas."""
-    path, states, fields = sampler.path_on(model), [], []
+    path, states, fields, sigmas = sampler.path_on(model), [], [], []
     moved = model.on(path)
     seeds = Seeds(range(knobs.seed, knobs.seed + N_PARTICLES))
     cond = labels_for(model, seeds, knobs.labels)
@@ -171,6 +172,7 @@ def plane(model: Model, sampler, knobs: SamplerKnobs, extent: float, job: Job) -
 
     def see(i, t, t_next, x, step):
         states.append((x / scale(t)).float())
+        sigmas.append(path.ratio_at(t))
         # On the canvas a particle moves by the velocity of x / scale; its direction towards data is what is drawn.
         here, there = mesh * scale(t), t_next
         # For a flow map that is where it jumps to, for a denoiser the same as its velocity.
@@ -180,4 +182,4 @@ def plane(model: Model, sampler, knobs: SamplerKnobs, extent: float, job: Job) -
 
     end = sampler.sample(model, seeds.normal(tuple(model.shape)), cond, rng=seeds, observe=watched(job, see))
     states.append((end / scale(0.0)).float())
-    return Plane(torch.stack(states), sampler.grid.sigmas(path), torch.stack(fields), extent)
+    return Plane(torch.stack(states), [*sigmas, sampler.grid.sigmas(path)[-1]], torch.stack(fields), extent)

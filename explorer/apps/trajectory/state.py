@@ -157,6 +157,8 @@ def _knobs(setting: Setting) -> SamplerKnobs:
 def _about(setting: Setting) -> About:
     base, knobs = catalogue.model(setting.model), _knobs(setting)
     model, sampler = knobs.build(base)
+    if not sampler.monotone:
+        raise BadValue("restarts go up again, and this page draws runs whose noise only falls: set restarts to 0 here.")
     return About(knobs.describe(base), sampler.nfe(model), tuple(float(v) for v in sampler.grid.sigmas(base.path)))
 
 

@@ -12,6 +12,7 @@ from explorer.errors import BadValue
 from explorer.knobs import SamplerKnobs, used_by
 from explorer.models.base import Model
 from explorer.sampling import SOLVERS, OdeSampler
+from explorer.sampling.restart import Restart, RestartSampler
 from explorer.tuning import Guidance, Skips
 from explorer.tuning import Setting as Tunable
 
@@ -47,12 +48,16 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
     Raises: BadValue where the Sampler Lab has no knob for something in it, naming it.
     """
     sampler = found.sampler
+    again = {"restarts": 0}
+    if isinstance(sampler, RestartSampler) and len(sampler.active) < 2 and sampler.s_noise == 1:
+        again = _again(sampler.active)
+        sampler = OdeSampler(sampler.solver, sampler.grid, sampler.path)
     if not isinstance(sampler, OdeSampler):
         raise BadValue(f"the Sampler Lab has no knobs for {type(sampler).__name__}: use its JSON or Python instead.")
     name = next((n for n, cls in SOLVERS.items() if type(sampler.solver) is cls), None)
     if name is None or sampler.path is not None:
         raise BadValue("the Sampler Lab does not know this solver on this path: use its JSON or Python instead.")
-    values = {**base.to_dict(), "solver": name}
+    values = {**base.to_dict(), **again, "solver": name}
     values |= {knob: getattr(sampler.solver, field) for knob, field in used_by(name).items()}
     values |= {"guidance": 1.0, "guide": "", "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
     values |= {knob: SamplerKnobs.param[knob].default for knob in ("guidance_lo", "guidance_hi")}
@@ -73,6 +78,19 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
             )
             values |= {**weight, "guidance_lo": low, "guidance_hi": min(high, most)}
     return _on_grid(values, base, model, sampler)
+
+
+def _again(active: tuple[Restart, ...]) -> dict[str, Any]:
+    """Knobs of at most one restart interval."""
+    if not active:
+        return {"restarts": 0}
+    (one,) = active
+    if one.rho != Restart.rho:
+        raise BadValue(
+            f"the Sampler Lab's restarts go down with rho {Restart.rho:g}, these with {one.rho:g}: use JSON or Python."
+        )
+    ends = {"restart_points": one.n_points, "restart_lo": one.sigma_min, "restart_hi": one.sigma_max}
+    return {"restarts": one.n_repeats, **ends}
 
 
 def _on_grid(values: dict[str, Any], base: SamplerKnobs, model: Model, sampler: OdeSampler) -> SamplerKnobs:

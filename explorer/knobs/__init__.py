@@ -1,0 +1,12 @@
+"""The sampler's knobs, declared once. No widget library is imported.
+
+The dashboard, a notebook's sliders, the command line and a script all read `SamplerKnobs`; its `build` turns the values into what
+floors 1 and 2 understand, a wrapped model and a `Sampler`.
+"""
+
+from explorer.knobs.controls import Control
+from explorer.knobs.guides import guides_for
+from explorer.knobs.sampler import SamplerKnobs
+from explorer.knobs.table import GROUPS, names, used_by
+
+__all__ = ["GROUPS", "Control", "SamplerKnobs", "guides_for", "names", "used_by"]

@@ -1,0 +1,30 @@
+"""Which models can guide another one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from explorer.models import bundled
+from explorer.models.base import FlowMap, Model
+
+
+def guides_for(model: Model) -> tuple[str, ...]:
+    """Names of the bundled and kept denoisers that can guide this one: the same shape, and the same classes or none."""
+    return (
+        () if isinstance(model, FlowMap) else _guides(tuple(model.shape), model.n_classes, model.name, bundled.stamp())
+    )
+
+
+@lru_cache(maxsize=64)
+def _guides(shape: tuple[int, ...], n_classes: int, name: str, stamp: tuple) -> tuple[str, ...]:
+    cards = {other: bundled.card(other) for other in bundled.names("denoiser") if other != name}
+    alike = {other: card for other, card in cards.items() if tuple(card.get("shape", ())) == shape}
+    return tuple(other for other, card in alike.items() if card.get("n_classes", 0) in (0, n_classes))
+
+
+@lru_cache(maxsize=4)
+def worse(name: str, device: torch.device) -> Model:
+    """The model of that name on a device, shared by all who ask for it."""
+    return bundled.load(name, device)
