@@ -91,7 +91,7 @@ def test_weights_extrapolate_linearly_and_leave_the_models_alone(model, other):
     near = in_weights(other, model, -1 + 1e-3)  # a thousandth of the way from the model to the other
     scores = extrapolated(model, near, 1.0).denoise(x, 0.4) - model.denoise(x, 0.4)
     weights = in_weights(model, near, 1.0).denoise(x, 0.4) - model.denoise(x, 0.4)
-    assert float((scores - weights).norm() / scores.norm()) < 0.05
+    assert float(((scores - weights).norm() / scores.norm()).detach()) < 0.05
     wide = Preconditioned(MLP(2, 32, 2), EDM(), EDMPrecondition(0.5), shape=(2,), t_range=(0.002, 80.0))
     with pytest.raises(BadValue, match="one architecture"):
         in_weights(model, wide, 0.5)
