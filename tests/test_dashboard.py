@@ -326,6 +326,10 @@ def test_curves_by_step_are_there_or_say_why_not(desk):
     desk.settle()
     curves = {c["name"]: c for c in desk.lab.steps.data["b"]["curves"]}
     assert "no embedded estimate" in curves["step_error"]["reason"] and not curves["velocity_gap"]["reason"]
+    desk.send("set", knob="restarts", value=1)
+    desk.settle()
+    assert all("go up again" in c["reason"] for c in desk.lab.steps.data["b"]["curves"])
+    assert desk.session.result.live.nfe == 4 + 2, "two steps more, from the upper end down"
 
 
 def test_solvers_and_grids_are_listed_with_what_they_are_and_cost():

@@ -338,22 +338,29 @@ def _steps(session: Session, result: Result | None) -> dict | None:
     setting = result.setting
     model = catalogue.model(setting.model)
     try:
-        sigmas = setting.knobs.build(model)[1].grid.sigmas(model.path)
+        sampler = setting.knobs.build(model)[1]
+        sigmas = sampler.grid.sigmas(model.path)
     except ValueError:
         return None
     geometry = None if result.live is None else result.live.geometry
     curves = [] if geometry is None else [_curve(geometry, name, sigmas[:-1]) for name in CURVES]
+    if not sampler.monotone:
+        curves = [_uncurved(name, "Restarts go up again: no curve along σ.") for name in CURVES]
     return {"sigmas": sigmas, "curves": curves, "color": color(session, setting)}
 
 
 def _curve(geometry, name: str, sigmas: list[float]) -> dict:
     """A quantity by step with its errors, or the reason why this solver has none."""
-    out = {"name": name, **asdict(CURVES[name]), "sigma": sigmas, "mean": [], "se": [], "reason": ""}
     if name not in geometry:
-        return out | {"reason": f"Not here: {geometry.attrs.get(name, 'this sampler does not give it')}."}
+        return _uncurved(name, f"Not here: {geometry.attrs.get(name, 'this sampler does not give it')}.")
+    out = _uncurved(name, "") | {"sigma": sigmas}
     out["mean"] = [_number(v) for v in geometry[name].values.tolist()]
     out["se"] = [_number(v) or 0.0 for v in geometry[f"{name}_se"].values.tolist()]
     return out
+
+
+def _uncurved(name: str, reason: str) -> dict:
+    return {"name": name, **asdict(CURVES[name]), "sigma": [], "mean": [], "se": [], "reason": reason}
 
 
 def _summary(result: Result | None) -> str:

@@ -73,7 +73,8 @@ export function render({ model, el }) {
       const other = d.a?.curves.find((c) => c.name === curve.name && !c.reason);
       drawCurve(parts, curve, other, d, waiting, { x, left, right: width - right, top: k * each + 16, bottom: (k + 1) * each - 2 });
     });
-    if (!curves.length && known.length) parts.push(s("text", { x: left, y: 24 }, "Choose above what to show by step."));
+    const none = known.every((c) => c.reason) ? known[0]?.reason : "Choose above what to show by step.";
+    if (!curves.length && known.length) parts.push(s("text", { x: left, y: 24 }, none));
 
     // Grid ticks: one row per setting, a ghost row while a knob is being dragged.
     const row = (set, y0, color, letter, faint) => set && [
