@@ -128,6 +128,9 @@ def test_a_worse_model_guides_alone_or_beside_the_missing_class():
     model, worse = load("digits"), load("digits-uncond")
     assert "digits-uncond" in guides_for(model) and "digits" not in guides_for(model)
     assert "digits" not in guides_for(worse), "a guide that needs classes cannot guide what has none"
+    assert "toy-8gaussians-1rf" in guides_for(load("toy-8gaussians")) and "toy-moons" not in guides_for(
+        load("toy-8gaussians")
+    )
     x, t, cond = torch.randn(3, *model.shape, dtype=torch.float64), 0.7, torch.tensor([1, 2, 3])
     main, free = model.denoise(x, t, cond), model.denoise(x, t)
     away = main - worse.denoise(x, t)

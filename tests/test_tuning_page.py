@@ -17,6 +17,7 @@ pytest.importorskip("optuna")
 from explorer.apps import catalogue, settings
 from explorer.apps.pages.tuning import TuningLab
 from explorer.apps.tuning import bridge, measure, records
+from explorer.apps.tuning import plan as plan_module
 from explorer.apps.tuning.plan import SUITED, Plan, objectives, whats, with_nfe
 from explorer.apps.tuning.searches import Searches
 from explorer.apps.tuning.state import Tunings
@@ -26,8 +27,8 @@ from explorer.knobs import SamplerKnobs
 from explorer.sampling import SOLVERS, OdeSampler, Seeds, TimeGrid
 from explorer.sampling.restart import Restart, RestartSampler
 from explorer.trajectory import local_error, record
+from explorer.tuning import Guidance, Layers, Skips, Trial, TruncationError, Tuned
 from explorer.tuning import Setting as Tunable
-from explorer.tuning import Skips, Trial, TruncationError, Tuned
 
 MODEL = "oracle-8gaussians"
 SMALL = (
@@ -123,6 +124,7 @@ def test_what_the_lab_has_no_knob_for_is_named():
         (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0), Restart(2, 1, 2.0, 9.0)), heun)), "RestartSampler"),
         (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0, rho=3.0),), heun)), "rho 7"),
         (Tunable(plain, (Skips(ones, (0.1, 2.0)),)), "interval"),
+        (Tunable(plain, (Layers(((1.0, (2,)),)),)), "without layers 2"),
         (Tunable(OdeSampler(heun, TimeGrid((3.0, 1.0)))), "σ = 0"),
     )
     for setting, words in cases:
@@ -205,6 +207,32 @@ def test_a_search_fills_in_ends_on_noise_it_never_saw_and_is_kept(desk, tmp_path
         page.until(lambda count=count: page.lab.top.file.get("serial") == count)
         assert words in page.lab.top.file["text"] and page.lab.top.file["name"].startswith(name)
     assert page.store.error is None
+
+
+def test_a_search_by_gradient_goes_through_the_watched_model(desk, monkeypatch):
+    monkeypatch.setattr(plan_module, "GRADIENTS", 8)
+    page = desk()
+    page.send("choose", name="method", value="gradient")
+    page.send("start")
+    page.until(lambda: page.state == "done")
+    assert len(page.store.trials) > 2 and page.store.error is None
+    grids = {t.setting.sampler.grid.times for t in page.store.trials}
+    assert len(grids) == len(page.store.trials), "every proposal is another grid"
+    page.send("set", knob="solver", value="unipc")
+    (offer,) = [m for m in page.lab.form.data["methods"] if m["name"] == "gradient"]
+    assert "not written out" in offer["reason"]
+
+
+def test_a_search_of_guidance_moves_away_from_the_baselines_guide(desk):
+    page = desk(SMALL.replace(MODEL, "toy-8gaussians") + "&u.objective=metric&u.n=128")
+    (offer,) = [o for o in page.lab.form.data["whats"] if o["name"] == "guidance"]
+    assert "name a guide" in offer["reason"]
+    page.send("set", knob="guide", value="toy-8gaussians-1rf")
+    page.send("choose", name="what", value="guidance")
+    page.send("start")
+    page.until(lambda: page.state == "done")
+    tried = [t.setting.wrapper(Guidance) for t in page.store.trials[1:]]
+    assert {w.guide for w in tried if w is not None} == {"toy-8gaussians-1rf"}
 
 
 def test_a_stopped_search_reports_what_it_has_and_goes_on_after_a_restart(desk):

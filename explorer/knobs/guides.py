@@ -11,17 +11,30 @@ from explorer.models.base import FlowMap, Model
 
 
 def guides_for(model: Model) -> tuple[str, ...]:
-    """Names of the bundled and kept denoisers that can guide this one: the same shape, and the same classes or none."""
+    """Names of the bundled and kept denoisers that can guide this one and have learnt the same data, where that is known."""
+    stamp = bundled.stamp()
+    own = _data(model.name, stamp)
+    return tuple(name for name in able_to_guide(model) if own in ("", _data(name, stamp)))
+
+
+def able_to_guide(model: Model) -> tuple[str, ...]:
+    """Names of the bundled and kept denoisers whose samples have the same shape, and that know the same classes or none."""
     return (
-        () if isinstance(model, FlowMap) else _guides(tuple(model.shape), model.n_classes, model.name, bundled.stamp())
+        () if isinstance(model, FlowMap) else _alike(tuple(model.shape), model.n_classes, model.name, bundled.stamp())
     )
 
 
 @lru_cache(maxsize=64)
-def _guides(shape: tuple[int, ...], n_classes: int, name: str, stamp: tuple) -> tuple[str, ...]:
+def _alike(shape: tuple[int, ...], n_classes: int, name: str, stamp: tuple) -> tuple[str, ...]:
     cards = {other: bundled.card(other) for other in bundled.names("denoiser") if other != name}
     alike = {other: card for other, card in cards.items() if tuple(card.get("shape", ())) == shape}
     return tuple(other for other, card in alike.items() if card.get("n_classes", 0) in (0, n_classes))
+
+
+@lru_cache(maxsize=64)
+def _data(name: str, stamp: tuple) -> str:
+    """What a card says was learnt; "" where there is no card or it does not say."""
+    return str(bundled.card(name).get("data") or "") if name in bundled.names() else ""
 
 
 @lru_cache(maxsize=4)

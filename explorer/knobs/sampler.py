@@ -11,7 +11,7 @@ from typing import Any, Literal
 from explorer.errors import BadFile, BadValue
 from explorer.knobs.controls import Control, controls, plain
 from explorer.knobs.copied import command, python
-from explorer.knobs.guides import guides_for, worse
+from explorer.knobs.guides import able_to_guide, guides_for, worse
 from explorer.knobs.table import (
     CHURN,
     GUIDANCE,
@@ -157,8 +157,8 @@ class SamplerKnobs(Declared):
                 f"guidance {self.guidance:g} needs a class-conditional model, and {_said(model)} has no "
                 "classes: set guidance to 1 or choose a conditional model."
             )
-        if self.has_guide and self.guide not in guides_for(model):
-            fit = ", ".join(guides_for(model)) or "none here does"
+        if self.has_guide and self.guide not in able_to_guide(model):
+            fit = ", ".join(able_to_guide(model)) or "none here does"
             raise BadValue(f"{self.guide} cannot guide {_said(model)}: shape and classes must be the same ({fit}).")
         if (self.guidance != 1 or self.has_guide) and self.guidance_lo >= self.guidance_hi:
             raise BadValue(f"guidance_lo ({self.guidance_lo:g}) must be below guidance_hi ({self.guidance_hi:g}).")

@@ -1,6 +1,6 @@
 """Tuning without training: objectives on fixed noise, searches over grids, solvers, skips and guidance, numbers on noise never seen."""
 
-from explorer.tuning.gradient import Gradient
+from explorer.tuning.gradient import Gradient, unrollable
 from explorer.tuning.landscape import landscape
 from explorer.tuning.objective import (
     FunctionObjective,
@@ -22,9 +22,10 @@ from explorer.tuning.tuned import Point, Tuned, held_out_front
 from explorer.tuning.weights import Basis, Combinations, Evolution, Weights, ema_coefficients
 
 __all__ = [
-    "AlignSteps", "Basis", "Budget", "CMA", "Chain", "Combinations", "Coordinate", "DynamicProgram", "Evolution", "FunctionObjective",
-    "Gradient", "Guidance", "GuidanceSpace", "Halving", "Joint", "Layers", "Listed", "LocalError", "Measurement", "MetricObjective", "Nodes",
-    "Objective", "Optuna", "Point", "Proposal", "RestartSearch", "RestartSpace", "Setting", "SharedStudy", "SkipScales", "Skips",
-    "Solution", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned", "Tuner", "Weights", "Wrapper", "ema_coefficients",
-    "every_solver", "fingerprint", "forgetting", "held_out_front", "landscape", "pareto", "tune",
+    "AlignSteps", "Basis", "Budget", "CMA", "Chain", "Combinations", "Coordinate", "DynamicProgram", "Evolution",
+    "FunctionObjective", "Gradient", "Guidance", "GuidanceSpace", "Halving", "Joint", "Layers", "Listed", "LocalError",
+    "Measurement", "MetricObjective", "Nodes", "Objective", "Optuna", "Point", "Proposal", "RestartSearch", "RestartSpace",
+    "Setting", "SharedStudy", "SkipScales", "Skips", "Solution", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned",
+    "Tuner", "Weights", "Wrapper", "ema_coefficients", "every_solver", "fingerprint", "forgetting", "held_out_front", "landscape",
+    "pareto", "tune", "unrollable",
 ]  # fmt: skip

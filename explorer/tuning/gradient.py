@@ -123,7 +123,7 @@ def unrolled(model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Co
     """
     if isinstance(solver, RungeKutta):
         return _runge_kutta(model, solver, x, times, cond)
-    if type(solver) not in (DDIM, DPMpp2M, IPNDM):
+    if not unrollable(solver):
         raise BadValue(
             f"{type(solver).__name__} is not written out for gradients: start from euler, heun, midpoint, rk4, ddim, dpmpp-2m or ipndm"
         )
@@ -145,6 +145,11 @@ def unrolled(model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Co
             ahead = denoised + 0.5 * (after - here) / (here - before) * (denoised - seen[1])
         x = ratio * x + (alpha_next - alpha * ratio) * ahead
     return x
+
+
+def unrollable(solver: Solver) -> bool:
+    """Whether `unrolled` knows the solver."""
+    return isinstance(solver, RungeKutta) or type(solver) in (DDIM, DPMpp2M, IPNDM)
 
 
 def _runge_kutta(model: Denoiser, solver: RungeKutta, x: Tensor, times: Tensor, cond: Cond) -> Tensor:

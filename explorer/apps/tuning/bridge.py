@@ -62,6 +62,8 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
     values |= {"guidance": 1.0, "guide": "", "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
     values |= {knob: SamplerKnobs.param[knob].default for knob in ("guidance_lo", "guidance_hi")}
     for wrapper in found.wrappers:
+        if not isinstance(wrapper, Skips | Guidance):
+            raise BadValue(f"the Sampler Lab has no knobs for {wrapper.describe()}: use JSON or Python.")
         low, high = wrapper.interval
         if isinstance(wrapper, Skips):
             if (low, high) != (0.0, math.inf):

@@ -18,6 +18,8 @@ from explorer.models.base import FlowMap, Model
 from explorer.sampling import SOLVERS, OdeSampler, TimeGrid
 from explorer.sampling.solvers import Heun
 
+GRADIENTS = 300
+"""Steps of Adam of a search by gradient, its proposals spread over them."""
 FIRST_SEED = 1_000_000_000
 """Searches draw from here on, ten million seeds apart, as those of `explorer tune`; reports from 0."""
 N_CHOICES = (32, 64, 128, 256, 512, 1000, 2000)
@@ -49,7 +51,8 @@ WHATS = {
     "skip": ("skips, each", "One factor for each skip connection. Ma et al. 2024, arXiv 2402.15170."),
     "guidance": (
         "guidance",
-        "Weight and interval of guidance at the same cost. Kynkäänniemi et al. 2024, arXiv 2404.07724.",
+        "Weight and interval of guidance at the same cost, by the class or by the guide that the baseline names. Kynkäänniemi et al. "
+        "2024, arXiv 2404.07724; Karras et al. 2024, arXiv 2406.02507.",
     ),
     "restart": ("restart", "One restart interval, paid for with steps. Xu et al. 2023, arXiv 2306.14878."),
     "joint": (
@@ -73,11 +76,15 @@ METHODS = {
         "dynamic program",
         "The grid of least summed Euler error along a recorded run. Chen et al. 2024, arXiv 2405.11326.",
     ),
+    "gradient": (
+        "gradient",
+        "The levels moved by gradient through the solver, toward the fine solution's ends. Tong et al. 2024, arXiv 2405.15506.",
+    ),
     "halving": ("halving", "Many settings on few samples, the better part of them on more. Jamieson & Talwalkar 2016."),
     "list": ("one by one", "Each of them, on all samples."),
 }
 SUITED = {
-    "schedule": ("chain", "coordinate", "cma", "tpe", "dp"),
+    "schedule": ("chain", "coordinate", "cma", "tpe", "dp", "gradient"),
     "solver": ("list", "halving"),
     "skip-line": ("coordinate", "cma", "tpe"),
     "skip": ("coordinate", "cma", "tpe", "halving"),
@@ -221,13 +228,15 @@ class Plan:
             "schedule": lambda: tuning.Nodes(),
             "skip-line": lambda: tuning.SkipScales(linear=True),
             "skip": lambda: tuning.SkipScales(),
-            "guidance": lambda: tuning.GuidanceSpace(nfe=nfe),
+            "guidance": lambda: tuning.GuidanceSpace(nfe=nfe, guide=self.knobs.guide),
             "restart": lambda: tuning.RestartSpace(nfe=nfe),
             "joint": lambda: tuning.Joint(nfe=None if front else nfe, steps=(2, max(nfe or 0, 6))),
         }[self.what]()
         space.box(model, start)  # says at once what cannot be searched
         if self.method == "dp":
             return tuning.DynamicProgram()
+        if self.method == "gradient":
+            return tuning.Gradient(every=max(GRADIENTS // self.trials, 1), iterations=GRADIENTS)
         if self.method == "chain" and self.what == "schedule":
             return tuning.Chain((tuning.DynamicProgram(), tuning.Coordinate(space)))
         if self.method == "chain":
@@ -305,9 +314,9 @@ def whats(plan: Plan) -> list[Offer]:
         )
     if model.n_skips == 0:
         out |= dict.fromkeys(("skip", "skip-line"), f"{name} has no skip connections.")
-    if model.n_classes == 0 or knobs.label == -1:
+    if not knobs.guide and (model.n_classes == 0 or knobs.label == -1):
         reason = (
-            f"{name} has no classes."
+            f"{name} has no classes: name a guide in the baseline."
             if model.n_classes == 0
             else "Guidance follows a class: choose one, or every class in turn."
         )
@@ -339,7 +348,11 @@ def methods(plan: Plan) -> list[Offer]:
     """How it may be searched, each with the reason why not."""
     flow, out = isinstance(catalogue.model(plan.model), FlowMap), []
     for key in SUITED[plan.what]:
-        reason = "It is read off a solved ODE, and this model jumps." if flow and key in ("chain", "dp") else ""
+        reason = (
+            "It is read off a solved ODE, and this model jumps." if flow and key in ("chain", "dp", "gradient") else ""
+        )
+        if key == "gradient" and not reason and not tuning.unrollable(plan.knobs.built_solver()):
+            reason = f"{plan.knobs.solver} is not written out for gradients: choose ddim, dpmpp-2m, ipndm or a Runge-Kutta method."
         out.append(Offer(key, *METHODS[key], reason))
     return out
 
