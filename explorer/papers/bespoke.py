@@ -50,6 +50,8 @@ from explorer.tuning.space import most_steps
 What = Literal["both", "time", "scale"]
 Preset = Literal["identity", "edm", "cosine", "vp"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+LEAST = 1e-5
+"""Least distance of two times, in mean ones, so that they never meet."""
 
 
 def preset(
@@ -86,7 +88,7 @@ class Theta:
         self.fixed = shares[-1:]
         self.span = self.ends[0] - self.ends[1]
         # As many as there are numbers: the last share is held, since only their ratios matter.
-        self.shares = inverse_softplus(shares[:-1])
+        self.shares = inverse_softplus((shares[:-1] - LEAST).clamp_min(LEAST))
         self.speeds = inverse_softplus((-t_dot / self.span).clamp_min(1e-9))
         self.scales, self.rates = s[1:].log(), s_dot / s[:-1]
 
@@ -103,7 +105,7 @@ class Theta:
 
     def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(t (m + 1,), t' (m,), s (m + 1,), s' (m,)), differentiable."""
-        steps = torch.cat([softplus(self.shares), self.fixed])
+        steps = torch.cat([LEAST + softplus(self.shares), self.fixed])
         down = steps.cumsum(0)[:-1] / steps.sum()
         first, last = (self.scales.new_tensor([end]) for end in self.ends)
         t = torch.cat([first, first - self.span * down, last])

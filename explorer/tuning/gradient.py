@@ -35,6 +35,8 @@ from explorer.tuning.study import Proposal, Task, Tuner
 
 LEARN = 2_000_000_000_000
 """Noise to learn on is drawn from this seed on, ten million seeds apart for each seed of the search; nothing else draws there."""
+LEAST = 5e-4
+"""Least share of the range of ln sigma between two levels, so that they never meet."""
 BACKWARD = 3
 """What a network evaluation with its gradient is charged as: the pass back costs about two more."""
 
@@ -220,14 +222,15 @@ class Levels:
         if self.zero:  # room below the last positive level
             edges = torch.cat([edges, torch.tensor([self.low], dtype=torch.float64)])
         shares = (edges[:-1] - edges[1:]) / (self.high - self.low)
-        shares = shares.clamp_min(1e-3)
         if len(shares) < 2:
             raise BadValue("a grid of one step has no level to move: take more steps")
-        self.raw = inverse_softplus(shares / shares.mean())
+        free = (shares - LEAST).clamp_min(LEAST)
+        self.raw = inverse_softplus(free / free.mean())
 
     def sigmas(self) -> Tensor:
         """The grid's levels as a tensor, the last one or 0 as it was."""
-        down = softplus(self.raw).cumsum(0) / softplus(self.raw).sum()
+        free = softplus(self.raw) / softplus(self.raw).sum()
+        down = (LEAST + (1 - LEAST * len(free)) * free).cumsum(0)
         inner = torch.exp(self.high + (self.low - self.high) * (down[:-1] if self.zero else down))
         start = [] if self.free_start else [inner.new_tensor([math.exp(self.high)])]
         return torch.cat([*start, inner, inner.new_tensor(self.zero)])
