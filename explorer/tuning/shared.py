@@ -131,22 +131,21 @@ class SharedStudy:
             asked.append(trial)
             return self._value(study, trial)
 
-        with self._told(), _quiet():
-            try:
+        try:
+            with self._told(), _quiet():
                 study.optimize(measure, n_trials=1)
-            except BaseException as error:
+        except BaseException as error:
+            with self._told(), _quiet():
                 row = study.trials[asked[0].number] if asked else None
-                given_up = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or "Cannot tell a" in str(
-                    error
-                )
+                gone = isinstance(error, optuna.exceptions.UpdateFinishedTrialError) or "Cannot tell a" in str(error)
                 if (
-                    row is not None and given_up
+                    row is not None and gone
                 ):  # taken for dead, say because the machine slept: another has begun it again
                     self.measured = [t for t in self.measured if t.number != row.number]
                     return
                 if row is not None and row.state.is_finished():  # interrupted: back to the queue
                     retry()(study, row)
-                raise
+            raise (error.__cause__ if isinstance(error, NotTheStorage) else error) from None
 
     def _value(self, study: optuna.Study, trial: optuna.Trial) -> Any:
         optuna = _optuna()
@@ -159,7 +158,11 @@ class SharedStudy:
         except BadValue as error:
             raise optuna.TrialPruned(str(error)) from None
         note = "baseline" if place == 0 else f"{self.tuner.kind}, {socket.gethostname()}:{os.getpid()}"
-        found = dataclasses.replace(self._measurer.measured(Proposal(setting, note=note), place), number=trial.number)
+        try:
+            found = self._measurer.measured(Proposal(setting, note=note), place)
+        except Exception as error:
+            raise NotTheStorage from error
+        found = dataclasses.replace(found, number=trial.number)
         trial.set_user_attr("trial", json.dumps(found.to_dict(), allow_nan=False))
         self.measured.append(found)
         two = self.tuner.kind == "nsga2"
@@ -267,6 +270,10 @@ class SharedStudy:
             yield
 
 
+class NotTheStorage(Exception):
+    """Carries out of Optuna's loop what the objective raised."""
+
+
 def first_attempt(row: optuna.trial.FrozenTrial) -> int:
     """Number of the trial that this one repeats, or its own."""
     return row.system_attrs.get("failed_trial", row.number)
@@ -329,7 +336,7 @@ def told(storage: str) -> Iterator[None]:
         yield
     except ExplorerError:
         raise
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, json.JSONDecodeError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError, ValueError) as error:
         text = str(getattr(error, "__cause__", None) or error)
         what = str(getattr(error, "orig", None) or text).splitlines()[0]
         if "locked" in text:
@@ -338,7 +345,7 @@ def told(storage: str) -> Iterator[None]:
             ) from None
         if isinstance(error, ImportError) or "Failed to import DB access" in text:
             raise BadFile(f"{shown(storage)} needs a database driver that is not installed: {what}") from None
-        spoilt = ("not a database", "malformed", "no such column", "no such table")
+        spoilt = ("Invalid log format", "not a database", "malformed", "no such column", "no such table")
         if isinstance(error, json.JSONDecodeError) or any(words in text for words in spoilt):
             raise BadFile(f"{shown(storage)} is damaged or no storage of searches ({what}): name another one") from None
         raise BadFile(f"{shown(storage)} cannot be used: {what}") from None
