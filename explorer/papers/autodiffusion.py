@@ -215,6 +215,18 @@ class Pool:
         return tuple(sorted(kept))
 
 
+def sized(trials: int, left_out: tuple[float, float] = (0.0, 0.0)) -> AutoDiffusion:
+    """The paper's proportions for about this many candidates: ten epochs, half of each mutations, a quarter crossovers."""
+    population = min(max(trials // 11, 4), 50)
+    return AutoDiffusion(
+        population,
+        parents=max(population // 5, 2),
+        mutations=population // 2,
+        crossovers=population // 4,
+        left_out=left_out,
+    )
+
+
 def random_search(n: int) -> AutoDiffusion:
     """As many candidates drawn as an evolution would measure: what it has to beat."""
     return AutoDiffusion(population=n + 1, epochs=0, seeded=False)
