@@ -43,19 +43,21 @@ def landscape(
     def of(kind: str) -> xr.Dataset:
         return ds.isel(name=np.flatnonzero(ds.kind.values == kind))
 
-    for kind, words in (("snapshot", "the run"), ("average", "averages of it")):
+    for kind, color, dash in (("average", "#ff9da7", "dot"), ("snapshot", "#ffffff", "solid")):
         part = of(kind)
         texts = [f"{n}, {off:.2g} off the plane" for n, off in zip(part.name.values, part.off.values, strict=True)]
-        color = "#ffffff" if kind == "snapshot" else "#ff9da7"
         panel.line(
             part.at_x.values,
             part.at_y.values,
             color,
             width=1.4,
-            dash="solid" if kind == "snapshot" else "dot",
-            label=words,
+            dash=dash,
+            label="averages" if kind == "average" else "",
         )
         panel.points(part.at_x.values, part.at_y.values, color, size=4, texts=texts)
+        if kind == "snapshot":
+            for i in (0, -1):
+                panel.text(float(part.at_x[i]), float(part.at_y[i]), str(part.name.values[i]), color, shift=(8, -8))
     marks = of("mark")
     for name, x, y in zip(marks.name.values, marks.at_x.values, marks.at_y.values, strict=True):
         panel.points([x], [y], "#ffffff", size=9, mark="cross", texts=[str(name)])
@@ -69,8 +71,11 @@ def landscape(
     )
     j, i = np.unravel_index(np.nanargmin(z), z.shape)
     off = "".join(f"; {n} lies {o:.2g} off the plane" for n, o in zip(marks.name.values, marks.off.values, strict=True))
-    best = f"least {z[j, i]:.3g} ± {float(ds.std_error[j, i]):.1g} at ({float(ds.x[i]):.2g}, {float(ds.y[j]):.2g})"
-    return c.finish(f"n = {ds.attrs['n']} samples of the same noise at each node; {best}{off}")
+    error = float(ds.std_error[j, i])
+    said = f"{z[j, i]:.3g}" + (f" ± {error:.1g}" if np.isfinite(error) else "")
+    best = f"white: the run; least {said} at ({float(ds.x[i]):.2g}, {float(ds.y[j]):.2g})"
+    noisy = f"n = {ds.attrs['n']} samples of the same noise at each node; " if np.isfinite(ds.std_error).any() else ""
+    return c.finish(f"{noisy}{best}{off}")
 
 
 def coefficients(
