@@ -47,8 +47,7 @@ def two_errors(
         left.points(x, y, color, size=6, texts=[f"{family}, {name}" for name, _, _ in run])
         for _, e, _ in run:
             _bar(left, e["additional"].value, e["contracted"], color)
-        for name, a, b in ((run[0][0], x[0], y[0]), (run[-1][0], x[-1], y[-1])):
-            left.text(a, b, name, color, shift=(7, 7))
+        left.text(x[-1], y[-1], run[-1][0], color, shift=(7, 7))
         costs, totals = [nfe for *_, nfe in run], [e["total"].value for _, e, _ in run]
         right.line(costs, totals, color, width=1.4)
         right.points(costs, totals, color, size=6, texts=[f"{family}, {name}: {nfe} NFE" for name, _, nfe in run])
