@@ -15,7 +15,7 @@ from torch import Tensor
 
 from explorer.data import load_dataset, oracle
 from explorer.data.pairs import PairStore
-from explorer.metrics.base import Estimate, Metric
+from explorer.metrics.base import Estimate, Metric, jackknife_variance
 from explorer.metrics.features import points_space
 from explorer.metrics.kernel import energy_distance
 from explorer.models.base import Denoiser, Oracle
@@ -65,13 +65,14 @@ class Found:
 
     omega: float
     w: float
-    distances: Mapping[str, Estimate]
+    distances: Mapping[str, Metric]
 
     def ratio(self, above: str, below: str, name: str) -> Estimate:
-        """Of two distances, with an error to first order; both are on the same noise, so it is an upper bound."""
-        a, b = self.distances[above], self.distances[below]
+        """Of two distances on the same noise and from the same points, with the paired error of a - r b over b."""
+        a, b = (self.distances[k].replicates() for k in (above, below))
         value = a.value / b.value
-        return Estimate(value, value * math.hypot(a.std_error / a.value, b.std_error / b.value), N, name)
+        parts = (jackknife_variance(x - value * y) for x, y in zip(a.groups, b.groups, strict=True))
+        return Estimate(value, math.sqrt(sum(parts)) / b.value, N, name)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class Sweep(Need):
     def make(self, bench):
         base, aux, seed = bench.model(plane(RING)), bench.model(auxiliary(RING)), bench.seed
 
-        def value(model: Denoiser, part: int) -> Estimate:
-            return distance(ends(model, seed, part), seed, part).compute()
+        def off(model: Denoiser, part: int) -> Metric:
+            return distance(ends(model, seed, part), seed, part)
 
-        omega = min(FEW, key=lambda w: value(extrapolated(base, aux, w), 0).value)
-        w = min(FEW, key=lambda w: value(in_weights(base, aux, w), 0).value)
+        omega = min(FEW, key=lambda w: off(extrapolated(base, aux, w), 0).compute().value)
+        w = min(FEW, key=lambda w: off(in_weights(base, aux, w), 0).compute().value)
         models = {
             "base": base,
             "auxiliary": aux,
@@ -97,7 +98,7 @@ class Sweep(Need):
             "back": extrapolated(base, aux, -0.5),
             "weights": in_weights(base, aux, w),
         }
-        return Found(omega, w, {name: value(model, 1) for name, model in models.items()})
+        return Found(omega, w, {name: off(model, 1) for name, model in models.items()})
 
     def stand_in(self, bench):
         return None
@@ -106,7 +107,7 @@ class Sweep(Need):
 def decay(bench: Bench) -> Verdict:
     found = bench.need(Sweep())
     ratio = found.ratio("auxiliary", "base", "energy distance of the self-trained model over that of its base")
-    return Verdict(ratio.value >= 1.5, ratio, 1.5, f"base {found.distances['base']}")
+    return Verdict(ratio.value >= 1.5, ratio, 1.5, f"base {found.distances['base'].compute()}")
 
 
 def improves(bench: Bench) -> Verdict:
