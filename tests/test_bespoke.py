@@ -277,7 +277,7 @@ def test_a_study_tunes_resumes_and_is_stored(tmp_path):
         )
 
     whole = list(study(9))
-    assert [t.nfe for t in whole] == [8] * 6 and whole[1].note == "edm" and "iteration 20" in whole[-1].note
+    assert [t.nfe for t in whole] == [8] * 6 and whole[1].note == "identity" and "iteration 20" in whole[-1].note
     list(study(2))
     (tmp_path / "2.jsonl").rename(tmp_path / "8.jsonl")
     again = list(study(8))

@@ -212,7 +212,7 @@ class Bespoke(Tuner):
     base: Base = "rk2"
     n_steps: int = 0
     what: What = "both"
-    preset: Preset = "edm"
+    preset: Preset = "identity"
     path: Path = LINEAR
     iterations: int = 400
     lr: float = 1e-2
