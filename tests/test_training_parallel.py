@@ -5,15 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import multiprocessing as mp
+from torch import nn
 
 from explorer.data import Dataset, Loader
 from explorer.metrics.base import Estimate
-from explorer.training import EmaPlan, OptimizerPlan, Plan, best, distributed, load_checkpoint, read_log
+from explorer.training import EmaPlan, OptimizerPlan, Plan, Update, best, distributed, load_checkpoint, read_log
 from tests.regressions import Regression, Repeat, line, run, weights
 
 FIVE = Plan(5, optimizer=OptimizerPlan(lr=0.05, clip=1.0), emas=(EmaPlan(half_life=64),))
@@ -36,6 +38,12 @@ def average(rank):
     if rank == 1:
         torch.nn.init.zeros_(method.nets["net"][0].weight)  # process 0 decides
     (tick,) = run(method, Repeat(line().chunk(2)[rank]), FIVE)
+    shown = torch.arange(72.0).view(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    conv, unused = nn.Parameter(shown), nn.Parameter(torch.zeros_like(shown))
+    (conv * shown * (1 + rank)).sum().backward()
+    assert distributed.average_(torch.tensor(1.0 + rank), [conv, unused]) == 1.5
+    # Fused optimizers walk through memory: a gradient of another layout would be added to other weights.
+    assert torch.equal(conv.grad, 1.5 * shown) and conv.grad.stride() == unused.grad.stride() == conv.stride()
     return {"weights": weights(method).tolist(), "loss": tick.logs["loss/net"], "n_images": tick.n_images}
 
 
@@ -113,6 +121,97 @@ def resumed(rank):
     method = Counted()
     ticks = run(method, shared_out(), PLAN, folder, evaluate=judged)
     return {"weights": weights(method).tolist(), "steps": [t.step for t in ticks], "stopped": ticks[-1].stopped}
+
+
+SHARDED = replace(PLAN, optimizer=OptimizerPlan(lr=0.05, clip=1.0), accumulate=2, shard=True, snapshot_raw=True)
+
+
+class Deep(Counted):
+    """Rows of weights that two processes cannot share evenly, and a second network that some updates leave alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        body = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+        self.nets = nn.ModuleDict({"net": body, "other": nn.Linear(3, 1).double()})
+
+    def updates(self, batch, progress):
+        self.calls += 1
+        y = self.nets["net"](batch.x0)
+        yield Update(("net",), (y - batch.noise).square().mean() + 0 * self.nets["other"](batch.x0).mean())
+        if progress.step % 2:
+            yield Update(("other",), (self.nets["other"](batch.x0) - batch.noise).square().mean())
+
+
+def test_shards_train_resume_and_end_as_one_process_does(tmp_path):
+    """FSDP2: uneven parts, clipping, accumulation, averages, snapshots, the best weights, a restart; files as without shards."""
+    import torch.distributed.fsdp  # noqa: F401  here once, for both processes
+
+    import explorer.papers.edm  # noqa: F401
+
+    together(in_shards, tmp_path)
+    one = Deep()
+    run(one, shared_out(), replace(SHARDED, shard=False), tmp_path / "one", evaluate=judged_in_both)
+    kept: list[int] = []  # weights in each process, after the run
+    for rank in range(2):
+        theirs = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert theirs["steps"] == [6, 9]
+        kept.append(theirs["kept"])
+        assert theirs["unet"] < 1e-6  # float32, against the same two processes without shards
+        assert theirs["whole"] == (rank == 0)
+    assert sum(kept) == len(weights(one)) and 0 < min(kept) < max(kept)
+    ours, alone = load_checkpoint(tmp_path / "two"), load_checkpoint(tmp_path / "one")
+    assert ours.weights.keys() == alone.weights.keys() and ours.info["averaged"] == alone.info["averaged"]
+    for name, value in alone.weights.items():
+        assert torch.allclose(ours.weights[name], value, atol=1e-12), name
+    for name, state in alone.optimizers.items():
+        for i, each in state["state"].items():
+            for key, value in each.items():
+                assert torch.allclose(ours.optimizers[name]["state"][i][key], value, atol=1e-12), (name, key)
+    assert best(tmp_path / "two").step == 6 and len(list((tmp_path / "two").glob("snapshot-*"))) == 3
+
+
+def judged_in_both(method, emas):
+    emas["ema"]["net"](torch.zeros(2, 3, dtype=torch.float64))  # would wait for ever if one process came alone
+    return Estimate([3.0, 2.0, 4.0][round(float(method.calls) / 2) // 3 - 1], 0.1, 16, "script")
+
+
+def in_shards(rank):
+    from explorer.training import train
+
+    ticks = train(Deep(), shared_out(), SHARDED, Path("two"), evaluate=judged_in_both)
+    next(ticks)
+    distributed.barrier()
+    ticks.close()
+    distributed.barrier()
+    method = Deep()
+    ticks = run(method, shared_out(), SHARDED, Path("two"), evaluate=judged_in_both)
+    parts = [p.to_local().numel() for p in method.parameters()]
+    x = torch.ones(2, 3, dtype=torch.float64)
+    whole = rank == 0 and bool(torch.isfinite(ticks[-1].emas["ema"]["net"](x)).all())
+    return {"steps": [t.step for t in ticks], "kept": sum(parts), "whole": whole, "unet": unet_in_shards()}
+
+
+def unet_in_shards():
+    """Largest difference of a small U-Net's weights from those of the same run without shards."""
+    from explorer.nets import EDMUNet
+    from explorer.papers.edm import EDMTraining
+    from explorer.process.times import LogNormal
+
+    ends = []
+    for shard in (True, False):
+        torch.manual_seed(0)
+        net = EDMUNet((3, 8, 8), 16, (1, 2), 1, (4,), n_classes=3)
+        method = EDMTraining(net, shape=(3, 8, 8), sigma_data=0.5, times=LogNormal(-1.2, 1.2), n_classes=3)
+        data = Dataset("noise", torch.randn(16, 3, 8, 8), torch.arange(16) % 3, 3)
+        loader = Loader(data, 8, rank=distributed.rank(), world=2)
+        # SGD: Adam's first steps are signs, which rounding can turn
+        plan = Plan(2, 8, optimizer=OptimizerPlan(lr=0.1, kind="sgd", clip=1.0), shard=shard)
+        (tick,) = run(method, loader, plan)
+        ends.append(
+            {k: v.full_tensor() if shard and hasattr(v, "full_tensor") else v for k, v in net.state_dict().items()}
+        )
+    return max(float((ends[0][k] - v).abs().max()) for k, v in ends[1].items())
 
 
 def together(work, folder):

@@ -51,7 +51,9 @@ def train_recipe(
     if bench is None:
         bench = Bench(None if run_dir is None else Path(run_dir) / "needs", seed=plan.seed, device=device)
     needs = {name: bench.need(need) for name, need in recipe.needs.items()}
-    method = method_of(recipe, data, needs, plan.seed).to(device)
+    method = method_of(recipe, data, needs, plan.seed)
+    if not (plan.shard and distributed.active()):  # else block by block, in `train`
+        method.to(device)
     yield from train(method, batches_of(recipe, data, plan, needs), plan, run_dir)
 
 

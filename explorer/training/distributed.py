@@ -53,16 +53,25 @@ def from_env(device: torch.device | str = "cpu") -> Iterator[torch.device]:
 
 
 def average_(loss: Tensor, params: list[nn.Parameter]) -> Tensor:
-    """Mean loss over processes; gradients are replaced by theirs, in the same flat all-reduce."""
+    """Mean loss over processes; gradients are replaced by theirs, in the same flat all-reduce.
+
+    Gradients in shards have been averaged on their way (see `sharding`).
+    """
     if not active():
         return loss
+    if any(map(in_shards, params)):
+        loss = loss.clone()
+        dist.all_reduce(loss)
+        return loss / world()
     # Parameters without a gradient here may have one elsewhere: every process sends the same layout.
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     flat = torch.cat([loss.reshape(1).to(grads[0].dtype), *(g.reshape(-1) for g in grads)])
     dist.all_reduce(flat)
     flat /= world()
     for p, piece in zip(params, flat[1:].split([g.numel() for g in grads]), strict=True):
-        p.grad = piece.view_as(p)
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(piece.view_as(p))  # in the memory layout of p, which fused optimizers take for granted
     return flat[0].to(loss.dtype)
 
 
@@ -76,10 +85,24 @@ def shared(value: Any) -> Any:
 
 
 def agree_(module: nn.Module) -> None:
-    """Give every process the weights and buffers of process 0."""
+    """Give every process the weights and buffers of process 0; what is in shards stays as it is."""
     if active():
+        where = place()
         for value in (*module.parameters(), *module.buffers()):
-            dist.broadcast(value.detach(), src=0)
+            if not in_shards(value):
+                sent = value.detach().to(where)
+                dist.broadcast(sent, src=0)
+                value.detach().copy_(sent)
+
+
+def in_shards(value: Any) -> bool:
+    """Whether this is one process's part of a tensor; see `sharding`."""
+    return type(value).__name__ == "DTensor"
+
+
+def place() -> torch.device:
+    """Where tensors must lie to be sent between the processes."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def barrier() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from explorer.training import sharding
 from explorer.training.plan import EmaPlan
 
 
@@ -56,8 +58,8 @@ class Ema:
         self.nets = nn.ModuleDict({name: copy.deepcopy(net) for name, net in nets.items()})
         self.nets.eval().requires_grad_(False)
         self._gamma = None if plan.sigma_rel is None else power_gamma(plan.sigma_rel)
-        # Looked up once: walking a U-Net's modules takes longer than averaging its weights on a GPU.
-        self._pairs = {name: _pairs(self.nets[name], net) for name, net in nets.items()}
+        self._sources = dict(nets)
+        self._pairs: dict[str, Any] = {}
 
     @torch.no_grad()
     def update(self, name: str, *, step: int, n_images: int, batch: int, previous: tuple[int, int]) -> None:
@@ -72,6 +74,9 @@ class Ema:
             beta = exponential_beta(n_images, n_images + batch - previous[1], self.plan.half_life, self.plan.ramp_up)
         else:
             beta = power_beta(step + 1, self._gamma, previous[0])
+        if name not in self._pairs:
+            # Looked up once: walking a U-Net's modules takes longer than averaging its weights on a GPU.
+            self._pairs[name] = _pairs(self.nets[name], self._sources[name])
         (old, new), buffers = self._pairs[name]
         if old:
             torch._foreach_lerp_(old, new, 1 - beta)
@@ -80,5 +85,5 @@ class Ema:
 
 
 def _pairs(target: nn.Module, source: nn.Module):
-    parameters = list(target.parameters()), [p.detach() for p in source.parameters()]
+    parameters = sharding.parts(target.parameters()), sharding.parts(p.detach() for p in source.parameters())
     return parameters, list(zip(target.buffers(), source.buffers(), strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from explorer.data.loader import mix
 from explorer.errors import BadValue, ExplorerError, NonFinite
 from explorer.metrics.base import Estimate
-from explorer.training import distributed
+from explorer.training import distributed, sharding
 from explorer.training.ema import Ema
 from explorer.training.folder import RunFolder
 from explorer.training.levels import LevelLoss, LevelSums
@@ -87,7 +87,7 @@ def train(
         run_dir: where checkpoints, snapshots and the log go; an existing checkpoint there is resumed, bit for bit on CPU.
             If the newest one is damaged, the one before is taken, with a warning that says so.
         evaluate: (method, averages) -> Estimate, lower is better; called every `plan.evaluate_steps` steps and at the
-            end, in process 0 only. The weights with the lowest value are kept in the folder, see `best`.
+            end, in process 0 only (in all with `plan.shard`). The weights with the lowest value are kept in the folder, see `best`.
     Raises:
         NonFinite: more than `plan.max_skips` updates of a network in a row were not finite; it names the noise level.
         BadFile: the disk is full, or no checkpoint in the folder is whole.
@@ -116,7 +116,8 @@ def train(
             estimate = None
             if evaluate is not None and due(plan.evaluate_steps):
                 with clock.paused():
-                    measured = evaluate(method, run.averages) if distributed.rank() == 0 else None
+                    here = run.sharded or distributed.rank() == 0
+                    measured = evaluate(method, run.averages) if here else None
                     estimate = distributed.shared(measured)
                 run.training = False  # the caller may have changed it
                 if run.judge(estimate):
@@ -187,11 +188,18 @@ class Run:
     def __init__(self, method: Method, plan: Plan):
         if unknown := set(plan.optimizers) - set(method.nets):
             raise BadValue(f"Plan.optimizers names {sorted(unknown)}; the method has {sorted(method.nets)}.")
-        self.method, self.plan = method, plan
+        self.method, self.plan, self.sharded = method, plan, plan.shard and distributed.active()
+        if self.sharded:
+            distributed.agree_(method)
+            self._bones = sharding.skeleton(method.nets)
+        self.emas = {ema.name: Ema(ema, method.nets) for ema in plan.emas}
+        if self.sharded:
+            for nets in (method.nets, *self.averages.values()):
+                sharding.shard_(nets)
+            method.to(distributed.place())
         self.params = {name: [p for p in net.parameters() if p.requires_grad] for name, net in method.nets.items()}
         self.device = next((p.device for ps in self.params.values() for p in ps), torch.device("cpu"))
         self.optimizers = {name: plan.optimizer_of(name).build(ps) for name, ps in self.params.items()}
-        self.emas = {ema.name: Ema(ema, method.nets) for ema in plan.emas}
         self.step = self.n_images = 0
         self.seconds = 0.0
         self.skips = dict.fromkeys(method.nets, 0)
@@ -248,10 +256,10 @@ class Run:
         logs["skipped"] = self.skipped
         notices, levels = tuple(self.notices), self.levels.take()
         self.sums, self.counts, self.skipped, self.notices = defaultdict(float), defaultdict(int), 0, []
-        at = self.step, self.n_images, self.fraction
-        return Tick(
-            *at, logs, self.method, self.averages, self.seconds, levels, estimate, notices, stopped=self.ended()
-        )
+        at, averages, stopped = (self.step, self.n_images, self.fraction), self.averages, self.ended()
+        if self.sharded and stopped:
+            averages = {name: sharding.together(self._bones, nets) for name, nets in averages.items()}
+        return Tick(*at, logs, self.method, averages, self.seconds, levels, estimate, notices, stopped=stopped)
 
     def one_step(self, batch: Any) -> None:
         if not self.training or not all(net.training for net in self.method.nets.values()):
@@ -301,7 +309,10 @@ class Run:
             scaled = update.loss / len(runs)
             if self.plan.autocast == "float16":
                 scaled = scaled.float() * self.scales.setdefault(name, LossScale()).value
-            scaled.backward(inputs=inputs)
+            if self.sharded:  # what layers compute with are no leaves to name; `_apply` drops the others' gradients
+                scaled.backward()
+            else:
+                scaled.backward(inputs=inputs)
             loss = update.loss.detach() / len(runs)
             total = loss if total is None else total + loss
             for key, value in update.logs.items():
@@ -329,10 +340,10 @@ class Run:
         loss = distributed.average_(loss, params)
         scale = self.scales.get(name)
         if scale is not None:
-            torch._foreach_mul_([p.grad for p in params if p.grad is not None], 1 / scale.value)
+            torch._foreach_mul_(sharding.parts(p.grad for p in params if p.grad is not None), 1 / scale.value)
         norms = {}
         for net in on:
-            norms[net] = torch.nn.utils.get_total_norm([p.grad for p in self.params[net] if p.grad is not None])
+            norms[net] = sharding.norm([p.grad for p in self.params[net] if p.grad is not None])
         finite = bool(torch.isfinite(torch.stack([loss, *(v.to(loss.dtype) for v in norms.values())])).all())
         overflow = not finite and scale is not None and scale.value > 1 and bool(torch.isfinite(loss))
         if scale is not None:
@@ -343,7 +354,7 @@ class Run:
             for net in on:
                 plan = self.plan.optimizer_of(net)
                 if plan.clip is not None:
-                    torch.nn.utils.clip_grads_with_norm_(self.params[net], plan.clip, norms[net])
+                    sharding.clip_(self.params[net], plan.clip, norms[net])
                 rate = plan.rate(progress, progress.n_images + n)
                 for group in self.optimizers[net].param_groups:
                     group["lr"] = rate
@@ -352,7 +363,7 @@ class Run:
                 self.skips[net] = 0
                 self.log(f"grad_norm/{net}", norms[net])
                 self.log(f"lr/{net}", rate)
-        for p in params:
+        for p in itertools.chain(*self.params.values()) if self.sharded else params:
             p.grad = None
         if not finite:
             self.skipped += 1
@@ -399,7 +410,7 @@ class Run:
         weights = {f"method.{key}": value for key, value in self.method.state_dict().items()}
         for name, ema in self.emas.items():
             weights |= {f"ema.{name}.{key}": value for key, value in ema.nets.state_dict().items()}
-        return weights
+        return sharding.whole(weights) if self.sharded else weights
 
 
 MOST_NOTICES = 5

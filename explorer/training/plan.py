@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from explorer.errors import BadValue, UnknownName
+from explorer.training.distributed import in_shards
 from explorer.training.method import Progress
 
 KINDS = ("adamw", "adam", "radam", "sgd")
@@ -59,7 +60,8 @@ class OptimizerPlan:
         """The torch optimizer of these parameters; one fused kernel per step where torch has one."""
         common = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.kind == "sgd":
-            return torch.optim.SGD(params, momentum=self.betas[0], fused=True, **common)
+            kernel = {"foreach": True} if any(map(in_shards, params)) else {"fused": True}
+            return torch.optim.SGD(params, momentum=self.betas[0], **kernel, **common)
         common |= {"betas": self.betas, "eps": self.eps}
         if self.kind == "radam":
             return torch.optim.RAdam(params, foreach=True, **common)
@@ -137,6 +139,9 @@ class Plan:
             optimizers and averages stay in float32.
         tf32: float32 matrix products on a GPU may round their factors to TF32.
         compile: compile the networks (slow to start; meant for long runs on a GPU).
+        shard: of several processes each keeps its part of the weights, gradients, averages and optimizer states, for networks that
+            do not fit one GPU; for methods that only call their networks. `evaluate` is then called in every process, and the
+            averages of a tick are whole in the last one only, in process 0, on the CPU. Files are the same as without.
     """
 
     n_steps: int
@@ -160,6 +165,7 @@ class Plan:
     patience: int | None = None
     tensorboard: bool = False
     tf32: bool = False
+    shard: bool = False
 
     def __post_init__(self):
         for name in ("n_steps", "batch_size", "accumulate", "tick_steps"):
@@ -183,7 +189,9 @@ class Plan:
         return self.optimizers.get(net, self.optimizer)
 
     def to_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name != "shard"
+        }  # changes no number
         return values | {
             "optimizer": asdict(self.optimizer),
             "optimizers": {name: asdict(plan) for name, plan in self.optimizers.items()},

@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from explorer.errors import BadValue
 from explorer.metrics.base import Estimate
+from explorer.training import sharding
 from explorer.training.checkpoint import Checkpoint
 from explorer.training.precision import LossScale
 
@@ -44,7 +45,7 @@ def captured(run: Run, data: Any) -> tuple[dict[str, Any], dict[str, Tensor], di
             "notices": run.notices,
         },
     }
-    return info, run.weights(), {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()}
+    return info, run.weights(), {name: sharding.whole(opt.state_dict()) for name, opt in run.optimizers.items()}
 
 
 def restore(run: Run, saved: Checkpoint, data: Any) -> None:
@@ -64,14 +65,15 @@ def restore(run: Run, saved: Checkpoint, data: Any) -> None:
     if info.get("data") is not None and _identity(data, 0) is not None:
         data.load_state_dict(info["data"])
     try:
-        run.method.load_state_dict({k[7:]: v for k, v in weights.items() if k.startswith("method.")})
+        load = sharding.load_ if run.sharded else nn.Module.load_state_dict
+        load(run.method, {k[7:]: v for k, v in weights.items() if k.startswith("method.")})
         for name, ema in run.emas.items():
             prefix = f"ema.{name}."
-            ema.nets.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
+            load(ema.nets, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
     except RuntimeError as problem:
         raise BadValue(f"the run to resume has other networks than this method: {problem}") from problem
     for name, optimizer in run.optimizers.items():
-        optimizer.load_state_dict(saved.optimizers[name])
+        optimizer.load_state_dict(sharding.optimizer_state(saved.optimizers[name], run.params[name]))
     run.step, run.n_images, run.seconds = info["step"], info["n_images"], info["seconds"]
     run.skips = dict(info["skips"])
     everywhere = dict.fromkeys(run.averaged, (run.step, run.n_images))  # runs saved before this was
