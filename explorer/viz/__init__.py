@@ -1,6 +1,7 @@
 """Datasets to figures, plotly by default and matplotlib on request. Nothing here sees a model or computes for long."""
 
 from explorer.viz.adaptive import adaptive_effort
+from explorer.viz.bespoke import warps
 from explorer.viz.couplings import (
     angle_map,
     budget,
@@ -28,10 +29,10 @@ from explorer.viz.trajectories import projected, space, trajectories
 from explorer.viz.tuning import search_progress, winners_curse
 
 __all__ = [
-    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "arrows", "attribution", "budget", "by_step", "clouds",
-    "code_normality", "coefficients", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions", "density_maps", "disagreement",
-    "end_distances", "event_maps", "exponents", "filmstrip", "forgetting", "grid", "grid_steps", "history", "image_grid", "landscape", "learnt_maps", "likelihood",
-    "measured_order", "microscope", "numbers", "order_plot", "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds",
-    "schedules", "scree", "search_progress", "space", "step_density", "theme_of", "to_uint8", "trajectories", "two_errors", "winners_curse",
-    "work_precision",
+    "DARK", "LIGHT", "OKABE_ITO", "THEMES", "Theme", "adaptive_effort", "angle_map", "arrows", "attribution", "budget", "by_step",
+    "clouds", "code_normality", "coefficients", "conflict_map", "cost_matrix", "couplings", "curves", "data_uri", "decisions",
+    "density_maps", "disagreement", "end_distances", "event_maps", "exponents", "filmstrip", "forgetting", "grid", "grid_steps",
+    "history", "image_grid", "landscape", "learnt_maps", "likelihood", "measured_order", "microscope", "numbers", "order_plot",
+    "pareto", "png", "projected", "ranked", "repeated", "round_trip", "rounds", "schedules", "scree", "search_progress", "space",
+    "step_density", "theme_of", "to_uint8", "trajectories", "two_errors", "warps", "winners_curse", "work_precision",
 ]  # fmt: skip
