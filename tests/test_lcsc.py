@@ -250,8 +250,16 @@ def test_snapshots_that_do_not_fit_are_refused(bad, run, tmp_path):
         with pytest.raises(BadValue, match="1 snapshots"):
             Basis.of(tmp_path / "x", model)
     if bad == "ema":
-        with pytest.raises(BadValue, match="raw=True"):
+        with pytest.raises(BadValue, match="no average 'ema'.*raw=True"):
             Basis.of(tmp_path, model, ema="ema")
+        kept = snapshots(tmp_path)[-1]
+        weights = {f"ema.ema-0.9.net.{k}": v for k, v in kept.state("net", None).items()}
+        for step in (1, 2):
+            about = {**kept.about, "step": step, "sigma_rel": {"ema-0.9": None}}
+            save_weights(tmp_path / "named" / f"snapshot-{step}.safetensors", weights, about)
+        assert Basis.of(tmp_path / "named", model, ema="ema-0.9").net == "net"
+        with pytest.raises(BadValue, match="no raw weights, only averages ema-0.9"):
+            Basis.of(tmp_path / "named", model)
     if bad == "shape":
         with pytest.raises(BadFile, match="architecture: 'embedding.noise.bias' is .8,.*missing in the model"):
             Basis.of(tmp_path, run[1])
@@ -311,7 +319,7 @@ def test_the_recipes_run_leaves_raw_snapshots(tmp_path):
     short = dataclasses.replace(short, plan=dataclasses.replace(short.plan, n_steps=6, snapshot_steps=2, batch_size=8))
     model, basis = snapshots_of(short, Bench(tmp_path))
     assert basis.steps == (2, 4, 6) and basis.ema is None and basis.net == "net"
-    assert set(basis.snapshots()[-1].emas) == {f"ema-{r:g}" for r in (0.9, 0.97, 0.99, 0.995, 0.998)}
+    assert set(basis.snapshots()[-1].emas) == {f"ema-{r}" for r in (900, 970, 990, 995, 998)}
     assert torch.isfinite(basis.combine(model, (1.0, -1.0, 1.0)).denoise(torch.zeros(2, 2), 1.0)).all()
     with pytest.raises(BadValue, match="folder"):
         snapshots_of(short, Bench())

@@ -39,7 +39,7 @@ from explorer.training.denoising import Denoising
 from explorer.tuning import Basis
 
 RATES = (0.9, 0.97, 0.99, 0.995, 0.998)
-"""Rates per step of the averages that the run itself tracks."""
+"""Rates per step of the averages that the run itself tracks, as "ema-900" and so on."""
 EVERY, WINDOW = 50, 20
 """Steps between snapshots, and how many of the newest are combined."""
 
@@ -55,7 +55,7 @@ def ring() -> Recipe:
         model = Preconditioned(net, EDM(), EDMPrecondition(points.sigma_data), **about)
         return Denoising(model, LogNormal(-1.2, 1.6))
 
-    averages = tuple(EmaPlan.per_step(rate, 128, name=f"ema-{rate:g}") for rate in RATES)
+    averages = tuple(EmaPlan.per_step(rate, 128, name=f"ema-{round(1000 * rate)}") for rate in RATES)
     return Recipe(
         name="ring-snapshots",
         data="8gaussians",
@@ -71,7 +71,7 @@ def ring() -> Recipe:
             snapshot_raw=True,
         ),
         sampler=OdeSampler(Heun(), TimeGrid.karras(8, 0.002, 80.0)),
-        ema="ema-0.99",
+        ema="ema-990",
         cost="10 CPU seconds",
         settings={"width": 64, "depth": 3},
     )

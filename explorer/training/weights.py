@@ -62,11 +62,12 @@ class Snapshot:
                 raise UnknownName(f"tensor in {self.file.name}", name, stored.keys())
             return stored.get_tensor(name)
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """What networks it holds: "method.nets.NET" for raw weights, "ema.EMA.NET" for averages."""
+    def networks(self, ema: str | None = "ema") -> tuple[str, ...]:
+        """Names of the networks whose average, or raw weights with `ema=None`, are there."""
+        prefix = "method.nets." if ema is None else f"ema.{ema}."
         with _opened(self.file) as stored:
-            return tuple(sorted({_group(key) for key in stored.keys()}))  # noqa: SIM118
+            found = {key[len(prefix) :].split(".")[0] for key in stored.keys() if key.startswith(prefix)}  # noqa: SIM118
+        return tuple(sorted(found))
 
     def shapes(self, net: str, ema: str | None = "ema") -> dict[str, tuple[int, ...]]:
         """Name -> shape of one network's tensors, read off the header; empty where it is not there."""

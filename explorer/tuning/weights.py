@@ -87,12 +87,11 @@ class Basis:
                 f"{folder} has {len(kept)} snapshots, and a combination needs two: train with Plan(snapshot_steps=..., snapshot_raw=True)"
             )
         kept = kept[-last:] if last else kept
-        prefix = "method.nets." if ema is None else f"ema.{ema}."
-        known = [group[len(prefix) :] for group in kept[-1].groups if group.startswith(prefix)]
+        known = kept[-1].networks(ema)
         if not known:
             raise BadValue(
-                f"the snapshots of {folder} hold {', '.join(kept[-1].groups)} and no {prefix}*: train with snapshot_raw=True, "
-                "or name an average"
+                f"the snapshots of {folder} hold no {'raw weights' if ema is None else f'average {ema!r}'}, only averages "
+                f"{', '.join(kept[-1].emas) or '(none)'}: train with snapshot_raw=True, or name one of them"
             )
         wanted = {key: tuple(value.shape) for key, value in network_of(model).state_dict().items()}
         fits = [name for name in known if kept[-1].shapes(name, ema) == wanted]
