@@ -41,8 +41,12 @@ def tune(
     budget: Annotated[int, typer.Option(min=0, help="Settings to try.")] = 200,
     minutes: Annotated[float | None, typer.Option(help="Stop searching after this long, if sooner.")] = None,
     objective: Annotated[
-        str, typer.Option(help=f"What to lower: one of {', '.join(OBJECTIVES)}.", autocompletion=starting(OBJECTIVES))
-    ] = "truncation",
+        str | None,
+        typer.Option(
+            help=f"What to lower: one of {', '.join(OBJECTIVES)}. Default: truncation; for restarts and weights fd, or sw2 for points.",
+            autocompletion=starting(OBJECTIVES),
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +67,10 @@ def tune(
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="With --what weights: the run whose snapshots are combined, the model's own.")
+        Path | None,
+        typer.Option(
+            "--run", "--snapshots", help="With --what weights: the run whose snapshots are combined, the model's own."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -111,6 +118,7 @@ def tune(
       explorer tune digits --what joint --objective fd --workers 4 --storage journal:/mnt/lab/joint.log
       explorer eval digits --tuned tuned.json --n 2000
     """
+    objective = objective or default_objective(model, what)
     for kind, given, valid in (("thing to tune", what, WHATS), ("objective", objective, OBJECTIVES)):
         if given not in valid:
             raise UnknownName(kind, given, valid)
@@ -141,7 +149,7 @@ def tune(
         else:
             show(search, search.work())
         with progress("measuring on held-out noise"):
-            tuned = search.finish(report)
+            tuned = search.finish(report, **ranked_again(search, what, seed, together))
     except KeyboardInterrupt:
         kept = len(search.trials)
         note(
@@ -305,6 +313,23 @@ def on_dask(asked: Asked, address: str, n: int | None) -> Iterator[Callable[[], 
             client.cancel(tasks)
 
 
+def default_objective(model: str, what: str) -> str:
+    """Samples that draw noise on the way, or come from other weights, do not end where the model's own ODE does."""
+    from explorer.models.bundled import card
+
+    if what not in ("restart", "weights"):
+        return "truncation"
+    return "fd" if len(card(model).get("shape", ())) > 1 else "sw2"
+
+
+def ranked_again(search, what: str, seed: int, together: bool) -> dict[str, range]:
+    """Combined weights are many and near each other: the leaders of their search are ranked on noise of their own."""
+    if what != "weights" or together:
+        return {}
+    begin = FIRST_SEED + 10_000_000 * seed + 5_000_000
+    return {"rerank": range(begin, begin + 2 * len(search.objective.seeds))}
+
+
 def first_setting(model, what: str, nfe: int, solver: str, file: Path | None) -> Setting:
     """The baseline: a file's setting, or a solver on its Karras grid with as many steps as the cost allows."""
     from explorer.cli.sampling import json_in, stored_sampler
@@ -400,7 +425,9 @@ def tuner_of(
         if model.n_skips:
             parts.append(t.Coordinate(t.SkipScales()))
         return t.Chain(tuple(parts), (0, max(budget // 6, 1)))
-    return t.Optuna(space) if what == "restart" else t.Coordinate(space)
+    if what == "restart":
+        return t.Chain((t.RestartSearch(nfe, candidates=max(2 * budget // 3, 2)), t.Coordinate(space)))
+    return t.Coordinate(space)
 
 
 def evolution(model, what: str, method: str | None, budget: int, first: Setting) -> Tuner:

@@ -274,7 +274,10 @@ class RestartSpace(Space):
 
             return most_steps(made, model, limit)
 
-        return Box(dims, (0.1, 4.0, 0, 2), build)
+        now = start.sampler.intervals[0] if isinstance(start.sampler, RestartSampler) and start.sampler.active else None
+        if now is None:
+            return Box(dims, (0.1, 4.0, 0, 2), build)
+        return Box(dims, (now.sigma_min, now.sigma_max / now.sigma_min, now.n_repeats, now.n_points), build)
 
 
 @dataclass(frozen=True)
