@@ -22,9 +22,9 @@ FIVE = Plan(5, optimizer=OptimizerPlan(lr=0.05, clip=1.0), emas=(EmaPlan(half_li
 
 
 def test_two_processes_average_to_the_full_batch(tmp_path):
-    together(average, tmp_path)
     method = Regression()
-    (tick,) = run(method, Repeat(line()), FIVE)
+    (tick,) = run(method, Repeat(line()), FIVE)  # first: what it imports is then there for both
+    together(average, tmp_path)
     for rank in range(2):
         theirs = json.loads((tmp_path / f"{rank}.json").read_text())
         # float64; the sums of half batches round differently.
