@@ -330,3 +330,21 @@ def test_the_paper_is_listed():
     assert about.arxiv == "2404.02241" and len(about.claims) == 7
     with pytest.raises(UnknownName):
         about.recipe("digits")
+
+
+def test_the_command_line_combines_the_snapshots_of_a_run(tmp_path):
+    from test_cli import document, refusal
+
+    net, g = load("toy-8gaussians").net.state_dict(), torch.Generator().manual_seed(0)
+    for step in (10, 20, 30):
+        state = {f"method.nets.net.{k}": v + 0.02 * torch.randn(v.shape, generator=g) for k, v in net.items()}
+        about = {"step": step, "n_images": step, "averaged": {}, "sigma_rel": {}}
+        save_weights(tmp_path / "run" / f"snapshot-{step:09d}.safetensors", state, about)
+    few = ("--nfe", 5, "--n", 32, "--report", 32, "--budget", 10, "--out", tmp_path / "t.json")
+    said = document("tune", "toy-8gaussians", "--what", "weights", "--snapshots", tmp_path / "run", *few)
+    [weights] = said["setting"]["wrappers"]
+    assert weights["wrapper"] == "weights" and sum(weights["coefficients"]) == pytest.approx(1)
+    assert said["score"]["name"].startswith("SW2") and said["how"]["rerank"] == [1_005_000_000, 1_005_000_064]
+    assert "name its folder" in refusal("tune", "toy-8gaussians", "--what", "weights", *few)
+    small(tmp_path / "other")
+    assert "architecture" in refusal("tune", "toy-8gaussians", "--what", "weights", "--run", tmp_path / "other", *few)

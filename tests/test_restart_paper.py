@@ -190,9 +190,19 @@ def test_a_search_without_room_or_without_an_ode_is_refused():
 # the paper -------------------------------------------------------------------------------------------------------------
 
 
+def test_the_command_line_proposes_what_the_measurements_say(tmp_path):
+    from test_cli import document
+
+    few = ("--nfe", 11, "--n", 64, "--report", 64, "--budget", 5, "--solver", "heun", "--out", tmp_path / "t.json")
+    said = document("tune", "oracle-8gaussians", "--what", "restart", *few)
+    assert said["score"]["name"].startswith("SW2") and said["nfe"][0] <= 11 and said["trials"] == 5
+    rows = (tmp_path / "t.journal.jsonl").read_text()
+    assert rows.count("survives") >= 2
+
+
 def test_the_paper_is_listed_with_its_score_network():
     about = paper("restart")
-    assert about.arxiv == "2306.14878" and about.recipes == ("toy", "toy-weak") and len(about.claims) == 10
+    assert about.arxiv == "2306.14878" and about.recipes == ("toy", "toy-weak") and len(about.claims) == 11
     toy, weak = recipe("toy"), recipe("toy-weak")
     method = method_of(toy, load_dataset(toy.data), {}, 0)
     net = method.nets["net"]
