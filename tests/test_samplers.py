@@ -85,7 +85,7 @@ def test_a_text_with_a_field_missing_or_too_many_is_refused_in_words(sampler, da
 
 
 def test_unknown_samplers_and_other_texts_are_refused():
-    with pytest.raises(UnknownName, match="Did you mean 'restart'.*adaptive, ode, restart"):
+    with pytest.raises(UnknownName, match="Did you mean 'restart'.*adaptive.*ode, restart, scale-time"):
         sampler_from_dict({"sampler": "restrat"})
     with pytest.raises(UnknownName, match="unknown sampler None"):
         sampler_from_dict({})
