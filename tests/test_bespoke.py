@@ -344,3 +344,22 @@ CHEAP = (bespoke_claims.identity, bespoke_claims.equivalence)
 @pytest.mark.parametrize("check", CHEAP, ids=lambda c: c.__name__)
 def test_claims_hold(check):
     assert check(Bench(seed=5)).holds
+
+
+@pytest.mark.parametrize("backend", ["plotly", "matplotlib"])
+def test_a_warp_is_drawn_with_the_slopes_it_uses(backend):
+    from explorer import viz
+
+    found = {name: preset(name, 2, Linear().time_at(80.0)) for name in ("identity", "vp")}
+    figure = viz.warps(found, pinned="identity", backend=backend)
+    warp, reach = found["vp"], 0.3 / 4
+    want = warp.t[1] + reach * warp.t_dot[1], 0.25 + reach
+    if backend == "plotly":
+        drawn = [(trace.y[-1], trace.x[-1]) for trace in figure.data if len(trace.x) == 2]
+    else:
+        drawn = [
+            (y[-1], x[-1]) for axes in figure.axes for x, y in (line.get_data() for line in axes.lines) if len(x) == 2
+        ]
+    assert min(math.dist(want, at) for at in drawn) < 1e-9
+    with pytest.raises(BadValue, match="no warp"):
+        viz.warps({})
