@@ -1,6 +1,7 @@
-"""Networks with the parameter names of openai's and score_sde's state dicts, written from the papers.
+"""Networks with the parameter names of openai's and score_sde's state dicts, and of DiT's, written from the papers.
 
-Nothing here uses explorer: what is read back is compared with these. Sources: arXiv 2105.05233; arXiv 2102.09672; arXiv 2011.13456.
+Nothing here uses explorer: what is read back is compared with these. Sources: arXiv 2105.05233; arXiv 2102.09672; arXiv 2011.13456;
+arXiv 2212.09748.
 """
 
 from __future__ import annotations
@@ -346,3 +347,94 @@ def checkpoint(net: NCSNpp, averaged: NCSNpp, decay: float = 0.999) -> dict:
         "ema": {"decay": decay, "num_updates": 5, "shadow_params": shadow},
         "step": 800_000,
     }
+
+
+# DiT
+
+
+class DiTAttention(nn.Module):
+    def __init__(self, n, heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(n, 3 * n), nn.Linear(n, n)
+
+    def forward(self, x):
+        B, L, n = x.shape
+        rows = self.qkv(x).split(n, -1)
+        q, k, v = (part.reshape(B, L, self.heads, -1).transpose(1, 2) for part in rows)
+        w = (q @ k.transpose(-1, -2) / (n // self.heads) ** 0.5).softmax(-1)
+        return self.proj((w @ v).transpose(1, 2).reshape(B, L, n))
+
+
+class DiTMlp(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(n, 4 * n), nn.Linear(4 * n, n)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def plain_norm(x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+
+class DiTBlock(nn.Module):
+    def __init__(self, n, heads):
+        super().__init__()
+        self.attn, self.mlp = DiTAttention(n, heads), DiTMlp(n)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(n, 6 * n))
+
+    def forward(self, x, c):
+        a, b, g, d, e, f = self.adaLN_modulation(c)[:, None].chunk(6, -1)
+        x = x + g * self.attn(plain_norm(x) * (1 + b) + a)
+        return x + f * self.mlp(plain_norm(x) * (1 + e) + d)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, n, out):
+        super().__init__()
+        self.linear, self.adaLN_modulation = nn.Linear(n, out), nn.Sequential(nn.SiLU(), nn.Linear(n, 2 * n))
+
+    def forward(self, x, c):
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, -1)
+        return self.linear(plain_norm(x) * (1 + scale) + shift)
+
+
+class Named(nn.Module):
+    """Modules under given names."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class DiT(nn.Module):
+    def __init__(self, size=8, patch=2, colours=4, width=48, depth=2, heads=4, classes=5, variance=True):
+        super().__init__()
+        self.size, self.patch, self.colours, self.n_out = size, patch, colours, colours * (2 if variance else 1)
+        self.x_embedder = Named(proj=nn.Conv2d(colours, width, patch, patch))
+        self.t_embedder = Named(mlp=nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)))
+        self.y_embedder = Named(embedding_table=nn.Embedding(classes + 1, width))
+        n = size // patch
+        column = torch.arange(n * n) % n
+        omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+        waves = [f(at[:, None] * omega) for at in (column, torch.arange(n * n) // n) for f in (torch.sin, torch.cos)]
+        self.pos_embed = nn.Parameter(torch.cat(waves, 1).float()[None], requires_grad=False)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
+        self.final_layer = FinalLayer(width, patch * patch * self.n_out)
+
+    def forward(self, x, t, y):
+        f = torch.exp(-math.log(10000) * torch.arange(128) / 128)
+        c = self.t_embedder.mlp(torch.cat([(t[:, None] * f).cos(), (t[:, None] * f).sin()], 1))
+        c = c + self.y_embedder.embedding_table(y)
+        h = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, c)
+        h, n, p = self.final_layer(h, c), self.size // self.patch, self.patch
+        out = torch.zeros(len(x), self.n_out, self.size, self.size)
+        for i in range(n):
+            for j in range(n):
+                tile = h[:, i * n + j].reshape(-1, p, p, self.n_out)
+                out[:, :, i * p : i * p + p, j * p : j * p + p] = tile.permute(0, 3, 1, 2)
+        return out

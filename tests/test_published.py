@@ -16,7 +16,7 @@ import explorer
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models import published
 from explorer.models.flow_maps import ConsistencyModel
-from explorer.nets import CIFAR10_DDPMPP, CIFAR10_NCSNPP, FFHQ64_DDPMPP, IMAGENET64_ADM, EDMUNet
+from explorer.nets import CIFAR10_DDPMPP, CIFAR10_NCSNPP, DIT_XL, FFHQ64_DDPMPP, IMAGENET64_ADM, EDMUNet
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}  # float32 through some dozen layers of order one: seen 1e-7 to 2e-6
 LABELS = torch.tensor([0, 1, 4, 2])
@@ -246,6 +246,65 @@ def test_networks_with_image_skips_say_their_levels_and_how_they_join(tmp_path):
     torch.save(pt.checkpoint(net, net), tmp_path / "zero.pth")
     with pytest.raises(BadFile, match="not positive numbers"):
         published.read(tmp_path / "zero.pth", size=16)
+
+
+@pytest.mark.parametrize("variance", [True, False])
+@pytest.mark.parametrize("held", ["alone", "checkpoint"])
+def test_transformers_on_latents_give_their_outputs(variance, held, tmp_path):
+    theirs, other = (pt.randomise(pt.DiT(variance=variance), seed) for seed in (0, 1))
+    state = theirs.state_dict()
+    content = state if held == "alone" else {"model": other.state_dict(), "ema": state, "opt": {}, "args": None}
+    torch.save(content, tmp_path / "DiT-tiny.pt")
+    found = published.read(tmp_path / "DiT-tiny.pt", heads=4)
+    assert found.report.n_sources == len(state) and found.card["source"]["format"] == "dit"
+    x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.0, 3.0, 500.0, 999.0])
+    with torch.no_grad():
+        torch.testing.assert_close(found.model.net(x, t, LABELS), theirs(x, t, LABELS)[:, :4], **TIGHT)
+        null = theirs(x, t, torch.full((4,), 5))[:, :4]
+        torch.testing.assert_close(found.model.net(x, t, None), null, **TIGHT)
+        torch.testing.assert_close(found.model.net(x, t, torch.full((4,), -1)), null, **TIGHT)
+        level = float(found.model.precondition.levels()[500])
+        step = torch.tensor([500.0]).expand(4)
+        torch.testing.assert_close(
+            found.model.eps(x * math.hypot(1, level), level, LABELS),
+            theirs(x, step, LABELS)[:, :4],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    assert found.card["not_read"] == ([] if held == "alone" else ["model", "opt", "args"])
+    out = published.save(found, tmp_path / "dit.safetensors")
+    assert torch.equal(explorer.load(str(out)).net(x, t, LABELS), found.model.net(x, t, LABELS))
+
+
+def test_the_published_transformers_have_their_heads_and_every_tensor_a_place(tmp_path):
+    """DiT-XL/2 at 256x256: 675 M parameters and 28 blocks, as its file names them; no numbers are made."""
+    with torch.device("meta"):
+        theirs = pt.DiT(size=32, width=1152, depth=28, heads=16, classes=1000)
+        ours = published.dit.DiT(**DIT_XL)
+    rules = published.dit.wanted_of(ours)
+    used = [name for _, names in rules.values() for name in names]
+    assert len(used) == len(set(used)) and {*used, "pos_embed"} == set(theirs.state_dict())
+    sizes = {name: value.numel() for name, value in theirs.state_dict().items()}
+    assert sum(sizes[name] for name in used) == sum(p.numel() for p in ours.parameters())
+    assert sum(sizes.values()) == 675_129_632  # the fixed places among them
+    torch.save(pt.DiT().state_dict(), tmp_path / "odd.pt")
+    with pytest.raises(BadValue, match="a width of 48 is cut: give --heads"):
+        published.read(tmp_path / "odd.pt")
+    wrong = pt.randomise(pt.DiT())
+    wrong.pos_embed.data[0, 3, 5] += 0.1
+    torch.save(wrong.state_dict(), tmp_path / "odd.pt")
+    with pytest.raises(BadFile, match="pos_embed is not what"):
+        published.read(tmp_path / "odd.pt", heads=4)
+    for name, message in (
+        ("blocks.1.mlp.fc2.bias", "missing"),
+        ("y_embedder.embedding_table.weight", "table of classes"),
+    ):
+        state = pt.randomise(pt.DiT()).state_dict()
+        del state[name]
+        torch.save(state, tmp_path / "odd.pt")
+        with pytest.raises(BadFile, match=message):
+            published.read(tmp_path / "odd.pt", heads=4)
 
 
 DDPM = {"sample_size": 16, "block_out_channels": (32, 64), "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),

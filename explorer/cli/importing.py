@@ -21,7 +21,7 @@ def import_(
         typer.Option("--out", "-o", help="NAME.safetensors; its card NAME.json lies beside it. Default: only report."),
     ] = None,
     format: Annotated[
-        Literal["auto", "edm", "edm2", "guided-diffusion", "score-sde", "diffusers", "explorer"],
+        Literal["auto", "edm", "edm2", "guided-diffusion", "score-sde", "dit", "diffusers", "explorer"],
         typer.Option("--format", help="What the file must be; auto finds out."),
     ] = "auto",
     process: Annotated[
@@ -33,7 +33,10 @@ def import_(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side, where the file does not say.")] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads (guided-diffusion built with --num_heads).")
+        int | None,
+        typer.Option(
+            min=1, help="Attention heads (guided-diffusion built with --num_heads, DiT of an unpublished width)."
+        ),
     ] = None,
     head_dim: Annotated[
         int | None, typer.Option(min=1, help="Channels per attention head (guided-diffusion). Default: 64.")
@@ -56,8 +59,9 @@ def import_(
 
     Nothing is fetched: the file is one you have. Where the usual ones are named: the README of NVlabs/edm (edm-cifar10-32x32-cond-vp.pkl
     and others) and of NVlabs/edm2, of openai/guided-diffusion (64x64_diffusion.pt), of openai/consistency_models
-    (cd_imagenet64_lpips.pt), of gnobitab/RectifiedFlow and yang-song/score_sde_pytorch (checkpoint_8.pth); folders of diffusers'
-    UNet2DModel are what its save_pretrained writes. Every tensor must find its place; what the file does not say is listed as assumed.
+    (cd_imagenet64_lpips.pt), of facebookresearch/DiT (DiT-XL-2-256x256.pt), of gnobitab/RectifiedFlow and
+    yang-song/score_sde_pytorch (checkpoint_8.pth); folders of diffusers' UNet2DModel are what its save_pretrained writes. Every
+    tensor must find its place; what the file does not say is listed as assumed.
 
     Examples:
       explorer import edm-cifar10-32x32-uncond-vp.pkl --out runs/kept/edm-cifar10.safetensors

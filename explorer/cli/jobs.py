@@ -63,6 +63,12 @@ def train(
         bool,
         typer.Option("--dry-run", help="Only build the networks and take one step on made-up data; needs no data set."),
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks: slow to start, faster steps on a GPU.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="With torchrun: each process keeps its part of the weights only (FSDP2).")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -73,6 +79,7 @@ def train(
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
       explorer train edm --data cifar10 --dry-run
       torchrun --nproc-per-node 4 -m explorer train edm --data cifar10
+      torchrun --nproc-per-node 8 -m explorer train edm --data imagenet64 --shard --compile
     """
     from explorer.apps.training.process import on_record
     from explorer.papers import paper as find
@@ -81,7 +88,8 @@ def train(
     from explorer.training import distributed
 
     changes: dict[str, Any] = dict(assignment(text) for text in change or ())
-    changes |= {f"plan.{k}": v for k, v in (("seed", seed), ("minutes", minutes)) if v is not None}
+    asked = {"seed": seed, "minutes": minutes, "compile": compiled or None, "shard": shard or None}
+    changes |= {f"plan.{k}": v for k, v in asked.items() if v is not None}
     recipe, other = find(paper).recipe(data), changes.pop("data", None)
     recipe = override(recipe if other is None else on_data(recipe, other), changes)
     out, where = out or Path("runs") / f"{paper}-{data}", device_named(device)

@@ -160,7 +160,7 @@ class DiT(nn.Module):
         self.norm = _norm(width, modern)
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * n_colours * (2 if variance else 1))
-        self.register_buffer("places", _places(grid, width), persistent=False)
+        self.register_buffer("places", places_of(grid, width), persistent=False)
         self.register_buffer("turns", _turns(grid, width // heads) if modern else None, persistent=False)
         if not self.stem.weight.is_meta:
             self._initialise()
@@ -239,8 +239,8 @@ def _norm(width: int, modern: bool) -> nn.Module:
     return nn.RMSNorm(width, eps=1e-6) if modern else nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-def _places(grid: tuple[int, int], width: int) -> Tensor:
-    """(L, D) sines and cosines of the column, then of the row, D/4 of each, frequencies 1 to 1e-4."""
+def places_of(grid: tuple[int, int], width: int) -> Tensor:
+    """Of the patches, (L, D): sines and cosines of the column, then of the row, D/4 of each, frequencies 1 to 1e-4."""
     table = []
     for row, column in itertools.product(*map(range, grid)):
         angles = [[place * f for f in _frequencies(width // 4)] for place in (column, row)]

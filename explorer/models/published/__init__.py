@@ -17,19 +17,19 @@ from typing import Any
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models.base import Model
 from explorer.models.bundled import NAME, card, load, save_model
-from explorer.models.published import diffusers, edm, edm2, guided, score_sde
+from explorer.models.published import diffusers, dit, edm, edm2, guided, score_sde
 from explorer.models.published.files import MAX_BYTES, opened
 from explorer.models.published.mapping import Report, Row
 from explorer.models.published.plan import PROCESSES, Plan
 
 __all__ = ["FORMATS", "OPTIONS", "PROCESSES", "Imported", "Report", "Row", "check_name", "read", "save"]
 
-FORMATS = ("edm", "edm2", "guided-diffusion", "score-sde", "diffusers", "explorer")
+FORMATS = ("edm", "edm2", "guided-diffusion", "score-sde", "dit", "diffusers", "explorer")
 OPTIONS = {
-    "process": ("guided-diffusion", "score-sde", "diffusers"),
+    "process": ("guided-diffusion", "score-sde", "dit", "diffusers"),
     "size": ("guided-diffusion", "score-sde", "diffusers"),
     "head_dim": ("guided-diffusion",),
-    "heads": ("guided-diffusion",),
+    "heads": ("guided-diffusion", "dit"),
     "attention_order": ("guided-diffusion",),
     "ema": ("score-sde",),
     "fir": ("score-sde",),
@@ -128,6 +128,8 @@ def _plan(file: Path, format: str, options: Mapping[str, Any], held: contextlib.
         return edm.plan(content)
     if guided.fits(content):
         return guided.plan(content, file.stem, options)
+    if dit.fits(content):
+        return dit.plan(content, options)
     if score_sde.fits(content):
         return score_sde.plan(content, file.stem, options)
     raise BadFile(_unknown(content))
@@ -136,8 +138,8 @@ def _plan(file: Path, format: str, options: Mapping[str, Any], held: contextlib.
 def _unknown(content: Any) -> str:
     if isinstance(content, dict):
         keys = ", ".join(str(k)[:40] for k in itertools.islice(content, 5))
-        return f"it holds a dictionary with {keys or 'nothing'}: no network of {', '.join(FORMATS[:5])}."
-    return f"it holds a {type(content).__name__}, no network of {', '.join(FORMATS[:5])}."
+        return f"it holds a dictionary with {keys or 'nothing'}: no network of {', '.join(FORMATS[:6])}."
+    return f"it holds a {type(content).__name__}, no network of {', '.join(FORMATS[:6])}."
 
 
 def _applicable(format: str, options: Mapping[str, Any]) -> None:
