@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from explorer.cli import claims, importing, jobs, lists, runs, sampling, tuning
+from explorer.cli import claims, comparing, importing, jobs, lists, runs, sampling, tuning
 from explorer.cli.lists import LISTED
 from explorer.cli.options import with_knobs
 from explorer.errors import ExplorerError
@@ -22,7 +22,7 @@ __all__ = ["LISTED", "app", "main"]
 
 KNOBBED = {"eval": sampling.eval_, "sample": sampling.sample, "record": sampling.record}
 PLAIN = {
-    "compare": sampling.compare,
+    "compare": comparing.compare,
     "serve": jobs.serve,
     "tune": tuning.tune,
     "train": jobs.train,

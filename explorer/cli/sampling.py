@@ -1,4 +1,4 @@
-"""Commands that sample: eval, sample, record, compare."""
+"""Commands that sample: eval, sample, record."""
 
 from __future__ import annotations
 
@@ -288,91 +288,6 @@ class Drawing:
         emit({"file": str(file), "n": n, "nfe": self.nfe, "seconds": seconds, **facts, **settings})
 
 
-def compare(
-    a: Annotated[
-        Path, typer.Argument(metavar="A.json", help="A state exported by the dashboard, or what eval --json prints.")
-    ],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="The other one.")],
-    n: Count = 2000,
-    seed: Annotated[int | None, typer.Option(min=0, help="First seed, of both. Default: that of A.")] = None,
-    metric: MetricName = None,
-    data: DataName = None,
-    features: FeatureName = None,
-    batch: Batch = 256,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Compare two settings on the same noise: both numbers, their paired difference and one sentence.
-
-    Examples:
-      explorer eval digits --steps 9 --json > A.json
-      explorer eval digits --sampler dpmpp-2m --steps 17 --json > B.json
-      explorer compare A.json B.json --n 2000
-    """
-    from explorer.live import metric_for
-    from explorer.models.bundled import card
-    from explorer.paired import Side
-    from explorer.paired import compare as run
-
-    where = device_named(device)
-    settings = [Described.read(file, device) for file in (a, b)]
-    seed = settings[0].seed if seed is None else seed
-    if any(s.seed != seed for s in settings):
-        note(f"both start at seed {seed}: samples are compared one by one, from the same noise.")
-    first = settings[0].bare
-    measure = metric_for(first, metric, data=data or card(settings[0].model).get("data"), features=features)
-    sides = [Side(s.built, s.sampler, s.label, s.name) for s in settings]
-    found = None
-    with progress("comparing") as show:
-        for found in run(*sides, measure, n, batch, seed, between=show):
-            show(found.n_done / n, found.verdict)
-    if not as_json:
-        for side, estimate in zip(sides, (found.a, found.b), strict=True):
-            typer.echo(f"{side.name}: {estimate}" + (f", {side.nfe} NFE" if side.nfe else ""))
-        typer.echo(f"{found.distance}")
-        typer.echo(found.verdict)
-        return
-    out = {}
-    for key, setting, side, estimate in zip("ab", settings, sides, (found.a, found.b), strict=True):
-        out[key] = {**estimate.to_dict(), "nfe": side.nfe, **setting.to_dict(where), "seeds": [seed, seed + n]}
-    parts = {"difference": found.difference.to_dict(), "distance": found.distance.to_dict(), "verdict": found.verdict}
-    emit({"metric": found.a.name, "n": n, **out, **parts, "seconds": sum(found.seconds)})
-
-
-@dataclass(frozen=True)
-class Described:
-    """A model and a sampler as a JSON file names them: with "knobs" as the dashboard and eval write, or any "sampler"."""
-
-    name: str
-    model: str
-    bare: Denoiser
-    built: Denoiser
-    sampler: Sampler
-    seed: int
-    label: int | None
-    knobs: dict | None
-
-    @classmethod
-    def read(cls, file: Path, device: str) -> Described:
-        """Raises BadFile when the file cannot be read, is not JSON, or names neither knobs nor a sampler."""
-        from explorer.models.bundled import load
-        from explorer.sampling.samplers import sampler_from_dict
-
-        about = document_in(file)
-        model, knobs = about["model"], about.get("knobs")
-        if knobs is not None:
-            bare, built, sampler, knobs = build(model, device, knobs)
-            name = f"{file.stem} ({knobs.describe(bare)})"
-            return cls(name, model, bare, built, sampler, knobs.seed, knobs.label, knobs.to_dict())
-        bare = load(model).to(device_named(device))
-        sampler = sampler_from_dict(about["sampler"])
-        return cls(file.stem, model, bare, bare, sampler, int(about.get("seed", 0)), about.get("label"), None)
-
-    def to_dict(self, device: Any) -> dict:
-        kept = {} if self.knobs is None else {"knobs": self.knobs}
-        return {"model": self.model, **kept, "sampler": self.sampler.to_dict(), "device": str(device)}
-
-
 def cost(nfe: int | None) -> str:
     return "adaptive steps" if nfe is None else f"{nfe} NFE"
 
@@ -386,17 +301,6 @@ def json_in(file: Path) -> dict:
     except ValueError as error:
         raise BadFile(f"{file} is not JSON: {error}.") from None
     return about if isinstance(about, dict) else {}
-
-
-def document_in(file: Path) -> dict:
-    about = json_in(file)
-    how = "sampler" if about.get("knobs") is None else "knobs"
-    if isinstance(about.get("model"), str) and isinstance(about.get(how), dict):
-        return about
-    raise BadFile(
-        f'{file} must hold "model" and "knobs" (save the state in the dashboard, or the output of explorer eval --json), '
-        'or "model" and "sampler" (what Sampler.to_dict gives).'
-    )
 
 
 def write_png(file: Path, arrays: dict) -> None:

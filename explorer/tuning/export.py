@@ -12,6 +12,7 @@ from typing import Any
 
 from explorer.errors import BadValue
 from explorer.sampling import interop
+from explorer.sampling.chain import ChainSampler
 from explorer.sampling.restart import RestartSampler
 from explorer.sampling.samplers import OdeSampler
 from explorer.sampling.scale_time import ScaleTimeSampler
@@ -35,7 +36,7 @@ def to_python(setting: Setting, model: str) -> str:
     Raises: BadValue for adaptive steps.
     """
     sampler = setting.sampler
-    if not isinstance(sampler, OdeSampler | RestartSampler | ScaleTimeSampler):
+    if not isinstance(sampler, OdeSampler | RestartSampler | ScaleTimeSampler | ChainSampler):
         raise BadValue(f"{type(sampler).__name__} has no short form in Python: use its JSON and ex.sampler_from_json")
     lines = ["import explorer as ex", "", f"model = ex.load({json.dumps(model)})"]
     for wrapper in setting.wrappers:
@@ -45,6 +46,8 @@ def to_python(setting: Setting, model: str) -> str:
 
 
 def _wrapped(wrapper) -> str:
+    if not isinstance(wrapper, Skips | Guidance):
+        return f"model = ex.tuning.wrapper_from_dict({wrapper.to_dict()!r}).wrap(model)"
     low, high = wrapper.interval
     interval = f"interval=({low!r}, {'float(' + repr('inf') + ')' if math.isinf(high) else repr(high)})"
     if isinstance(wrapper, Skips):
