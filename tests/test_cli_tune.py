@@ -87,9 +87,97 @@ def test_every_method_runs(tmp_path, method):
     assert 1 <= said["trials"] <= 12
 
 
+def test_layers_are_searched_with_steps(tmp_path):
+    args = ("--what", "layers", "--nfe", 3, "--n", 4, "--report", 4, "--budget", 40)
+    said = document("tune", "digits", *args, "--out", tmp_path / "t.json", "--export", "python")
+    assert said["trials"] == 40 and said["tuner" if "tuner" in said else "how"]["tuner"] == "autodiffusion"
+    history = Tuned.load(tmp_path / "t.json").history
+    assert any(w.to_dict()["wrapper"] == "layers" for t in history for w in t.setting.wrappers)
+    layered = next(t.setting for t in history if t.setting.wrappers)
+    names: dict = {}
+    exec(compile(export.to_python(layered, "digits").replace("range(64)", "range(2)"), "t.py", "exec"), names)  # noqa: S102
+    assert torch.equal(names["x"], sample(*layered.on(load("digits")), range(2)))
+
+
+def test_a_tuned_sampler_is_compared_with_what_it_was(tmp_path):
+    out, other = tmp_path / "tuned.json", tmp_path / "other.json"
+    run("tune", ORACLE, *QUICK, "--out", out)
+    run("eval", ORACLE, "--steps", 9, "--n", 8, "--json")
+    tuned, model = Tuned.load(out), load(ORACLE)
+    said = document("compare", out, "--n", 64, "--metric", "sw2")
+    assert said["a"]["sampler"] == tuned.sampler.to_dict() and said["b"]["sampler"] == tuned.start.sampler.to_dict()
+    assert said["a"]["nfe"] == said["b"]["nfe"] == 5 and said["a"]["seeds"] == [0, 64]
+    gaps = (sample(*tuned.on(model), range(64)) - sample(model, tuned.start.sampler, range(64))).norm(dim=1)
+    assert said["distance"]["value"] == pytest.approx(float(gaps.mean()))
+
+    skips = {"wrapper": "guidance", "scale": 2.0, "interval": [0.1, None], "guide": ""}
+    about = json.loads(out.read_text())
+    about["setting"]["wrappers"] = [skips]  # what stands around the model counts too
+    other.write_text(json.dumps(about))
+    said = document("compare", out, other, "--n", 32, "--metric", "sw2")
+    assert said["b"]["wrappers"] == [skips] and said["b"]["nfe"] > said["a"]["nfe"] and said["distance"]["value"] > 0
+    noted = run("compare", out, other, "--n", 8, "--metric", "sw2", "--seed", 1_000_000_000)
+    assert "was chosen on seeds 1000000000 to 1000000015" in noted.stderr
+    other.write_text(json.dumps({"model": ORACLE, "sampler": tuned.sampler.to_dict()}))
+    assert "no tuned sampler" in refusal("compare", other)
+    about["model"]["name"] = "toy-moons"
+    other.write_text(json.dumps(about))
+    assert "tuned for another model" in refusal("compare", out, other)
+
+
+# Several processes; what a kill leaves is tested in test_tuning_scale.py
+
+
+def test_processes_share_a_search_and_another_command_joins_it(tmp_path):
+    out = tmp_path / "a.json"
+    said = document("tune", ORACLE, *QUICK, "--workers", 2, "--out", out)
+    assert said["trials"] == 12 and (tmp_path / "a.study.log").exists()
+    notes = [t.note for t in Tuned.load(out).history]
+    assert notes[0] == "baseline" and all(note.startswith("tpe, ") for note in notes[1:])
+    storage = ("--storage", f"journal:{tmp_path / 'a.study.log'}")
+    more = document("tune", ORACLE, *QUICK[:-1], 14, *storage, "--out", tmp_path / "b.json")
+    assert more["trials"] == 14
+    assert [t.setting for t in Tuned.load(tmp_path / "b.json").history[:13]] == [
+        t.setting for t in Tuned.load(out).history
+    ]
+    assert "objective.seeds" in refusal("tune", ORACLE, "--n", 32, "--budget", 12, *storage, "--out", out)
+    assert "is another one: model.name" in refusal("tune", "toy-moons", *QUICK, *storage, "--out", out)
+
+
+def test_a_worker_that_cannot_begin_is_named_and_its_work_done(tmp_path, monkeypatch):
+    from explorer.cli import tuning
+
+    monkeypatch.setattr(tuning.sys, "executable", "/bin/false")
+    done = run("tune", ORACLE, *QUICK, "--workers", 2, "--out", tmp_path / "a.json", "--json")
+    assert "ended with 1" in done.stderr and json.loads(done.stdout)["trials"] == 12
+
+
+def test_a_dask_cluster_shares_a_search(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        said = document("tune", ORACLE, *QUICK, "--dask", cluster.scheduler_address, "--out", tmp_path / "a.json")
+    assert said["trials"] == 12 and said["score"]["value"] <= said["baseline"]["value"] * 1.5
+
+
+def test_no_dask_is_said_plainly(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    out = ("--out", tmp_path / "a.json")
+    assert "no Dask scheduler answers" in refusal("tune", ORACLE, *QUICK, "--dask", "not-an-address", *out)
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    assert "distributed" in refusal("tune", ORACLE, *QUICK, "--dask", "tcp://127.0.0.1:1", *out)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("--workers", "2", "--method", "coordinate"), "goes from one answer to the next"),
+        (("--workers", "2", "--what", "solver"), "goes from one answer to the next"),
+        (("--storage", "nowhere"), "is no storage"),
+        (("--what", "layers"), "no layers to leave out"),
+        (("--what", "skip", "--method", "autodiffusion"), "--what schedule or layers"),
+        (("--what", "weights"), "--run"),
+        (("--run", "x"), "belongs to --what weights"),
         (("--what", "magic"), "unknown thing to tune 'magic'"),
         (("--objective", "fdd"), "Did you mean 'fd'"),
         (("--method", "magic"), "unknown search method"),

@@ -270,8 +270,9 @@ def in_processes(asked: Asked, n: int) -> Iterator[Callable[[], bool]]:
         command = [sys.executable, "-m", "explorer.cli.tuning"]
         helpers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said, text=True, env=env) for _ in range(n)]
         for helper in helpers:
-            helper.stdin.write(json.dumps(asdict(asked)))
-            helper.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, which is said below
+                helper.stdin.write(json.dumps(asdict(asked)))
+                helper.stdin.close()
         try:
             yield lambda: any(helper.poll() is None for helper in helpers)
             said.seek(0)
