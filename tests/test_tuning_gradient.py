@@ -101,10 +101,10 @@ def test_the_teacher_is_the_exact_flow_between_its_nodes_too(path):
 
 def test_a_start_at_pure_noise_is_solved_too():
     model = Oracle(ring(), Linear())
-    fine = solved(model, 1.0, Seeds(range(3)), steps=200)
-    times = TimeGrid(tuple(1 - i / 400 for i in range(400)) + (0.0,), "t")
+    fine = solved(model, 1.0, Seeds(range(3)), steps=100)
+    times = TimeGrid(tuple(1 - i / 200 for i in range(200)) + (0.0,), "t")
     # of fourth order: the coarser one's error is 16 times the finer one's
-    torch.testing.assert_close(fine.x[-1], sample(model, OdeSampler(RK4(), times), range(3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fine.x[-1], sample(model, OdeSampler(RK4(), times), range(3)), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -152,21 +152,20 @@ def test_the_best_grid_of_a_gaussian_is_found():
     def error(sigma):
         return goal.measure(model, OdeSampler(Euler(), TimeGrid((80.0, float(sigma), 0.0)))).estimate.value
 
-    levels = torch.logspace(-1, 1.5, 400, dtype=torch.float64)
+    levels = torch.logspace(-0.5, 1, 120, dtype=torch.float64)
     best = min(levels.tolist(), key=error)
-    tuner = Gradient(iterations=150, lr=0.1, every=50, samples=16, batch=16, steps=32)
+    tuner = Gradient(iterations=100, lr=0.1, every=50, samples=16, batch=16, steps=32)
     study = Study(model, first, goal, tuner, Budget(trials=9))
     list(study)
-    # the sweep's levels are 1.5 % apart
-    assert study.best.setting.sampler.grid.times[1] == pytest.approx(best, rel=0.02)
+    # the sweep's levels are 3 % apart
+    assert study.best.setting.sampler.grid.times[1] == pytest.approx(best, rel=0.03)
     assert study.best.value <= error(best) * 1.001
 
 
 SMALL = {"iterations": 30, "every": 10, "samples": 32, "batch": 16, "steps": 24}
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.05])
-@pytest.mark.parametrize("solver", [DPMpp2M(), Heun()], ids=repr)
+@pytest.mark.parametrize(("solver", "radius"), [(DPMpp2M(), 0.05), (Heun(), 0.0)], ids=repr)
 def test_it_lowers_the_error_and_is_charged_for_it(solver, radius):
     model = Oracle(ring(), t_range=(0.002, 80.0))
     goal = TruncationError(model, range(10**9, 10**9 + 64))
