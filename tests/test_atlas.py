@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_cli import document
+from typer.testing import CliRunner
 
-from explorer import papers
+from explorer import cli, papers
+from explorer.apps import catalogue, settings
+from explorer.apps.pages import PAGES
+from explorer.apps.tuning import address as tuning_address
+from explorer.apps.tuning.plan import objectives, whats
 from explorer.errors import UnknownName
+from explorer.knobs import names as knob_names
 from explorer.metrics.base import Estimate
 from explorer.reproduction import Claim, Evidence, Outcome, Paper, Record, Verdict
 from explorer.reproduction.catalogue import (
@@ -23,6 +30,9 @@ from explorer.reproduction.catalogue import (
 )
 from explorer.reproduction.evidence import write
 from explorer.reproduction.source import source_of
+
+ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = json.loads((ROOT / "explorer" / "reproduction" / "atlas.json").read_text(encoding="utf-8"))["papers"]
 
 
 def small(bench):
@@ -202,3 +212,34 @@ def test_the_panes_get_plain_json_with_errors_beside_numbers(store, atlas):
     assert all("±" in p["text"] for one in picture["series"] for p in one["points"])
     planned = next(r for r in table["rows"] if r["status"] == "planned")
     assert planned["claims"] == [] and planned["models"] == [] and planned["commands"] == []
+
+
+PRESETS = [(about["slug"], *preset) for about in WRITTEN for preset in about.get("presets", ())]
+
+
+@pytest.mark.parametrize(
+    ("slug", "words", "address"), PRESETS, ids=[f"{slug}-{i}" for i, (slug, *_) in enumerate(PRESETS)]
+)
+def test_a_preset_opens_what_it_says(slug, words, address):
+    """Every field of its address is understood, and the sampler it asks for can be built for its model."""
+    page, link = address.split("#")
+    fields = settings.split(link)
+    assert page in [p.slug for p in PAGES] and link.startswith(f"{page}?")
+    setting = settings.read(fields)
+    own = {k for k in fields if not k.startswith("u.")}
+    assert own <= {"model", *knob_names()}
+    setting.knobs.build(catalogue.model(setting.model))
+    if page == "tuning":
+        plan, notes = tuning_address.read(fields)
+        assert not notes and not any(
+            o.reason for o in (*whats(plan), *objectives(plan)) if o.name in (plan.what, plan.objective)
+        )
+
+
+def test_commands_and_notebooks_of_the_atlas_are_there():
+    for about in WRITTEN:
+        for _, text in about.get("commands", ()):
+            program, *words = text.split()
+            assert program == "explorer" and CliRunner().invoke(cli.app, [*words, "--help"]).exit_code == 0, text
+        if about.get("notebook"):
+            assert (ROOT / "notebooks" / f"{about['notebook']}.ipynb").is_file(), about["slug"]

@@ -105,7 +105,7 @@ def read(fields: Mapping[str, str], prefix: str = "", seed: int | None = None) -
 
 def _value(name: str, text: str) -> Any:
     p = SamplerKnobs.param[name]
-    if isinstance(p, param.Selector):
+    if isinstance(p, param.Selector | param.String):
         return text
     if isinstance(p, param.List):
         return [float(v) for v in text.split(",")]

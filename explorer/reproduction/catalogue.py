@@ -65,6 +65,9 @@ class Entry:
         idea: what it does, in a few sentences.
         published: its printed numbers with their protocol.
         parts: modules of this package that serve it already.
+        presets: what to open, in words, and its address below the dashboard's root ("lab#lab?model=digits&restarts=2").
+        commands: what to type besides training and measuring, each with a word for it.
+        notebook: name of the file in `notebooks`, without its ending; "" where there is none.
         role: "method", "tool" for papers that only lend one, "nothing to reproduce", "part" for what is no paper but of this toolkit.
         module: slug of its file in `explorer.papers`; None where there is none.
         recipes: names for `explorer train`.
@@ -81,6 +84,9 @@ class Entry:
     idea: str
     published: tuple[Published, ...]
     parts: tuple[str, ...]
+    presets: tuple[tuple[str, str], ...]
+    commands: tuple[tuple[str, str], ...]
+    notebook: str
     role: str
     module: str | None
     recipes: tuple[str, ...]
@@ -142,12 +148,19 @@ def _entry(about: dict[str, Any], paper: Paper | None) -> Entry:
         idea=about["idea"],
         published=published,
         parts=tuple(part for part in about.get("parts", ()) if find_spec(part) is not None),
+        presets=() if paper is None else _pairs(about, "presets"),
+        commands=() if paper is None else _pairs(about, "commands"),
+        notebook=about.get("notebook", ""),
         role=role,
         module=None if paper is None else paper.slug,
         recipes=() if paper is None else tuple(paper.recipes),
         claims=rows,
         status=status_of(role, paper, rows),
     )
+
+
+def _pairs(about: dict[str, Any], key: str) -> tuple[tuple[str, str], ...]:
+    return tuple((words, text) for words, text in about.get(key, ()))
 
 
 def rows_of(paper: Paper, record: Record) -> tuple[Row, ...]:

@@ -49,6 +49,7 @@ def entry_data(entry: Entry, place: int) -> dict[str, Any]:
         "claims": [claim_data(row) for row in entry.claims],
         "parts": list(entry.parts),
         "models": [] if entry.module is None else models_of(entry.module, entry.recipes, bundled.stamp()),
+        "presets": [{"words": words, "link": f"./{address}"} for words, address in entry.presets],
         "commands": commands_of(entry),
     }
 
@@ -100,7 +101,9 @@ def commands_of(entry: Entry) -> list[dict[str, str]]:
     found = [{"what": "train", "text": f"explorer train {slug} --data {recipe}"}] if recipe else []
     if entry.claims:
         found.append({"what": "measure the claims", "text": f"explorer claims {slug}"})
-    notebook = next(iter(sorted(NOTEBOOKS.glob(f"[0-9][0-9]_{slug}.ipynb"))), None)
+    found += [{"what": what, "text": text} for what, text in entry.commands]
+    pattern = f"{entry.notebook}.ipynb" if entry.notebook else f"[0-9][0-9]_{slug}.ipynb"
+    notebook = next(iter(sorted(NOTEBOOKS.glob(pattern))), None)
     if notebook is not None:
         found.append({"what": "notebook", "text": f"jupyter lab notebooks/{notebook.name}"})
     return found

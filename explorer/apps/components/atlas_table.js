@@ -53,8 +53,10 @@ export function render({ model, el }) {
     if (r.role === "tool") parts.push(h("p", { class: "fine" }, "No generative method to reproduce: the paper would lend this toolkit one tool."));
     if (r.role === "nothing to reproduce") parts.push(h("p", { class: "fine" }, "Kept so that the list is complete; nothing of it will be built."));
     if (r.status === "planned" && r.parts.length) parts.push(h("p", { class: "fine" }, "Parts of it are in the toolkit already: ", ...r.parts.flatMap((p, i) => [i ? ", " : "", h("code", {}, p)]), ". Its own file, with claims, is not."));
-    if (r.models.length) parts.push(h("div", { "data-part": "models" }, h("h3", {}, "Try it"), h("div", { class: "try" }, r.models.flatMap((m) => [
-      h("span", {}, m.name), h("a", { href: m.lab }, "Sampler Lab"), h("a", { href: m.trajectory }, "Trajectory Lab"), h("span", {})]))));
+    if (r.models.length || r.presets.length) parts.push(h("div", { "data-part": "models" }, h("h3", {}, "Try it"),
+      r.presets.length ? h("div", { class: "presets" }, r.presets.map((p) => h("a", { href: p.link }, p.words))) : null,
+      h("div", { class: "try" }, r.models.flatMap((m) => [
+        h("span", {}, m.name), h("a", { href: m.lab }, "Sampler Lab"), h("a", { href: m.trajectory }, "Trajectory Lab"), h("span", {})]))));
     if (r.claims.length) parts.push(claims(r));
     if (r.published.length) parts.push(published(r));
     else if (r.role === "method" && r.arxiv) parts.push(h("p", { class: "fine" }, "No published number is bundled: none could be checked against its source."));

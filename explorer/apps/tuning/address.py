@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from explorer.apps import catalogue, settings
-from explorer.apps.tuning.plan import Plan
+from explorer.apps.tuning.plan import WHATS, Plan
 
 SETTABLE = ("what", "objective", "method", "n", "trials", "minutes", "seed")
 KINDS = {"n": int, "trials": int, "seed": int, "minutes": float}
@@ -34,7 +34,10 @@ def read(fields: Mapping[str, str]) -> tuple[Plan, str]:
     for name, kind in KINDS.items():
         if name in given:
             given[name] = None if given[name] == "None" else kind(given[name])
-    return replace(plan, **given).checked(), " ".join(notes)
+    plan = replace(plan, **given)
+    if plan.what in WHATS and not {"objective", "method"} <= set(given):
+        plan = plan.fitted()  # what is not said suits what is
+    return plan.checked(), " ".join(notes)
 
 
 def spell_axes(axes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
