@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from explorer.bench import engine, fid, live, networks, overhead, training
+from explorer.bench import data, engine, fid, live, networks, overhead, training, tuning
 from explorer.bench.clock import Effort
 from explorer.bench.rows import Row
 from explorer.errors import BadValue, UnknownName
@@ -44,12 +44,22 @@ def benches() -> dict[str, Bench]:
         "train-digits": training.digits,
         **{f"train-digits-{slug}": partial(training.digits, slug=slug) for slug in TRAINED},
         "jvp-digits": networks.jvp_digits,
+        "unet-train-cifar10": partial(networks.unet, train=True),
+        "unet-train-cifar10-bf16": partial(networks.unet, train=True, low=True),
+        "unet-sample-cifar10": partial(networks.unet, train=False),
+        "unet-sample-cifar10-bf16": partial(networks.unet, train=False, low=True),
         "train-loop": training.loop,
         "train-loop-everything": partial(training.loop, everything=True),
+        **{f"tune-trials-{tuner}": partial(tuning.trials, tuner=tuner) for tuner in tuning.TUNERS},
+        "tune-overhead": tuning.overhead,
     }
     out: dict[str, Bench] = {name: partial(bench, device=cpu) for name, bench in on_device.items()}
     out |= {
+        "data-loader": data.loader,
+        "data-loader-augmented": partial(data.loader, augment=True),
+        "data-fractals": data.fractals,
         "coupling-exact": engine.exact_ot,
+        "tune-program": tuning.program,
         "frechet-d64": partial(fid.full_rank, dim=64),
         "frechet-d768": partial(fid.full_rank, dim=768),
         "frechet-d2048": partial(fid.full_rank, dim=2048),
@@ -69,7 +79,20 @@ TRAINED = ("rectified_flow", "rfpp", "consistency_models", "ict", "scm", "dmd2")
 OWN_ROW = ("euler", "heun", "rk4", "dpmpp-2m")
 """Solvers that are timed in settings of their own."""
 
-FAMILIES = ("solver-overhead", "solver-unet", "adaptive", "trajectory", "coupling", "frechet", "live", "train", "jvp")
+FAMILIES = (
+    "solver-overhead",
+    "solver-unet",
+    "adaptive",
+    "trajectory",
+    "coupling",
+    "frechet",
+    "live",
+    "train",
+    "jvp",
+    "tune",
+    "unet",
+    "data",
+)
 
 
 def families() -> tuple[str, ...]:
