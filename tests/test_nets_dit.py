@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from explorer.errors import BadValue
-from explorer.nets import DIT_B, DIT_L, DIT_S, DIT_XL, DiT
+from explorer.nets import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, UNet
 from explorer.nets.dit import _turns, rotate
 
 TINY = {"shape": (3, 8, 8), "patch": 2, "width": 32, "depth": 2, "heads": 2, "n_classes": 3}
@@ -130,3 +130,13 @@ def test_bad_arguments_fail_at_the_door():
         tiny(False)(torch.zeros(1, 3, 16, 16), torch.zeros(1))
     with pytest.raises(BadValue, match="no classes"):
         tiny(False, n_classes=0)(*inputs())
+
+
+@pytest.mark.parametrize("kind", ["transformer", "unet"])
+def test_a_compiler_sees_one_graph(kind):
+    net = tiny(True) if kind == "transformer" else UNet((3, 8, 8), 8, (1, 2), 1, (4,), n_classes=3, patch=2).eval()
+    x, noise, cond = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)  # raises at a graph break
+    with torch.no_grad():
+        assert torch.equal(compiled(x, noise, cond), net(x, noise, cond))

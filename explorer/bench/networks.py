@@ -1,14 +1,23 @@
-"""jvp-digits: the forward-mode derivative of the digits U-Net against its forward pass."""
+"""jvp-digits: the forward-mode derivative of the digits U-Net against its forward pass. unet-*: CIFAR-10's DDPM++ beside others'."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from explorer.bench.clock import Effort, rounds, waiter
+from explorer.bench.clock import Effort, Work, installed, rounds, waiter
 from explorer.bench.rows import Row
-from explorer.nets import DIGITS_UNET, UNet, jvp
+from explorer.nets import CIFAR10_DDPMPP, DIGITS_UNET, EDMUNet, UNet, jvp
+
+Network = Callable[[Tensor, Tensor], Tensor]
+EDM_FOLDER = "EXPLORER_EDM"
+"""Environment variable that names a checkout of NVlabs/edm, to be timed beside ours; not part of this package."""
 
 
 def jvp_digits(name: str, effort: Effort, device: torch.device) -> Row:
@@ -37,3 +46,79 @@ def jvp_digits(name: str, effort: Effort, device: torch.device) -> Row:
     checks = {"torch.func.jvp": float((ours - theirs).norm() / theirs.norm())}
     note = f"{n} images. Two forward passes are the floor; own rules for layers, see explorer.nets.forward_mode."
     return Row.of(name, times, unit="ms", limit_is="a forward pass", target=3.0, checks=checks, note=note)
+
+
+def unet(name: str, effort: Effort, device: torch.device, *, train: bool, low: bool = False) -> Row:
+    """DDPM++ as for CIFAR-10 (55.7 M parameters), images a second in training or in sampling.
+
+    Args:
+        train: forward, backward and a fused step of AdamW; else forward passes alone, which sampling consists of.
+        low: under bfloat16 autocast. Ours holds its weights channels-last; the others are as they come.
+    """
+    size = {"channels": 32, "blocks": 1} if effort.quick else {}
+    batch = (2 if train else 4) if device.type == "cpu" else 256
+    x = torch.randn(batch, 3, 32, 32, device=device)
+    t, classes = torch.rand(batch, device=device), torch.arange(batch, device=device) % 10
+
+    def ours() -> Work:
+        net = EDMUNet(**{**CIFAR10_DDPMPP, **size, "n_augment": 0}, n_classes=10).to(device)
+        return _steps(net, lambda x, t: net(x, t, classes), x, t, train, low)
+
+    def diffusers() -> Work:
+        from diffusers import UNet2DModel
+
+        n = 2 * size.get("channels", 128)
+        kinds = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+        net = UNet2DModel(
+            32, 3, 3, layers_per_block=size.get("blocks", 4), block_out_channels=(n, n, n), down_block_types=kinds[0],
+            up_block_types=kinds[1], num_class_embeds=10, attention_head_dim=n,
+        ).to(device)  # fmt: skip
+        return _steps(net, lambda x, t: net(x, 1000 * t, classes).sample, x, t, train, low)
+
+    def edms() -> Work:
+        folder = Path(os.environ.get(EDM_FOLDER, ""))
+        if not os.environ.get(EDM_FOLDER) or not (folder / "training" / "networks.py").is_file():
+            raise ImportError(f"{EDM_FOLDER} names no checkout of NVlabs/edm")
+        sys.path.insert(0, str(folder))
+        try:
+            from training.networks import SongUNet
+        finally:
+            sys.path.remove(str(folder))
+        net = SongUNet(
+            32, 3, 3, label_dim=10, model_channels=size.get("channels", 128), channel_mult=[2, 2, 2],
+            num_blocks=size.get("blocks", 4), attn_resolutions=[16], dropout=0.13,
+        ).to(device)  # fmt: skip
+        hot = torch.nn.functional.one_hot(classes, 10).float()
+        return _steps(net, lambda x, t: net(x, t, hot), x, t, train, low)
+
+    peers, absent = installed({"diffusers UNet2DModel": diffusers, "NVlabs/edm SongUNet": edms})
+    times, _ = rounds({"ours": ours(), **peers}, effort, wait=waiter(device))
+    what = "training steps" if train else "forward passes"
+    how = "bfloat16 autocast" if low else "float32"
+    note = f"{what} of {batch} images of 32x32, {how}, {torch.get_num_threads()} threads; networks of equal widths and depth."
+    return Row.of(name, times, unit="s", limit_is="", absent=absent, note=note).as_rate(batch, "images/s")
+
+
+def _steps(net: nn.Module, call: Network, x: Tensor, t: Tensor, train: bool, low: bool) -> Work:
+    def forward() -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+            return call(x, t)
+
+    if not train:
+        net.eval().requires_grad_(False)
+
+        def sampling() -> None:
+            with torch.inference_mode():
+                forward()
+
+        return sampling
+    parameters = [p for p in net.train().parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def training() -> None:
+        grads = torch.autograd.grad(forward().float().square().mean(), parameters, allow_unused=True)
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad
+        adam.step()
+
+    return training
