@@ -50,11 +50,10 @@ from explorer.sampling.solvers import (
 from explorer.sampling.solvers.adaptive import AdaptiveReport, AdaptiveSampler
 
 __all__ = [
-    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "ChainSampler", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3", "DPMpp1SDE",
-    "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama", "GRIDS",
-    "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
+    "AdamsBashforth", "AdaptiveReport", "AdaptiveSampler", "Alpha2", "ChainSampler", "Chord", "DDIM", "DEIS", "DPMSolver2", "DPMSolver3",
+    "DPMpp1SDE", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "EDMStochastic", "Euler", "EulerMaruyama",
+    "GRIDS", "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
     "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "ScaleTime", "ScaleTimeSampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC",
-    "Warp", "ablation_sampler", "denoised_of",
-    "device_of", "grid", "labels_for", "labels_of", "noise_levels", "repeated", "restart_preset", "sample", "sampler_from_dict",
-    "sampler_from_json", "slope_of", "solve",
+    "Warp", "ablation_sampler", "denoised_of", "device_of", "grid", "labels_for", "labels_of", "noise_levels", "repeated",
+    "restart_preset", "sample", "sampler_from_dict", "sampler_from_json", "slope_of", "solve",
 ]  # fmt: skip

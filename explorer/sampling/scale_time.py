@@ -9,7 +9,8 @@ and n steps of length h = 1/n of a Runge-Kutta method on it, brought back by x =
 t, t', s and s' at the nodes are independent numbers: any of them give a consistent step where they come from smooth functions of r, and
 s = 1, t linear is the plain method. Every Gaussian path with its own clock is one choice of the two functions, see `Warp.of_grid`.
 
-Source: Shaul et al. 2024, arXiv 2310.19075 (scale-time transformations, RK1- and RK2-Bespoke); there t rises from noise to data, here it falls.
+Source: Shaul et al. 2024, arXiv 2310.19075 (scale-time transformations, RK1- and RK2-Bespoke); there t rises from noise to data, here
+it falls.
 """
 
 from __future__ import annotations
