@@ -171,7 +171,7 @@ def test_the_loss_is_zero_for_the_true_score_and_falls_in_training():
     assert (
         float(ExactScoreMatching(True_(width=8), mixture).loss(x0, generator())[0].mean()) < 1e-5
     )  # float32 scores up to 500
-    small = autoguidance.tree("mini", width=8, n_steps=100, batch=64)
+    small = autoguidance.tree("mini", width=32, n_steps=200, batch=64)
     method = list(train_recipe(small, seed=0))[-1].method
     net, gaussian = method.nets["net"], ExactScoreMatching(LogDensity(width=8), mixture)  # gain 0, whatever the weights
     before, after = (float(m.loss(x0, generator())[0].mean()) for m in (gaussian, method))
