@@ -47,10 +47,12 @@ export function render({ model, el }) {
         svg.append(link);
       }
       const last = one.points.at(-1), far = X(last.nfe) > wide * 0.6;
-      let y = Y(last.value) + 4;
-      while (taken.some((t) => Math.abs(t - y) < 13)) y += 13;
-      taken.push(y);
-      svg.append(s("text", { class: "who", x: X(last.nfe) + (far ? -10 : 10), y, "text-anchor": far ? "end" : "start" }, one.model));
+      const x = X(last.nfe) + (far ? -10 : 10), length = 6 * one.model.length, from = far ? x - length : x;
+      const free = (y) => y > top + 8 && y < high - bottom - 3 && !taken.some((t) => Math.abs(t.y - y) < 13 && t.from < from + length && from < t.from + t.length);
+      const near = [0, ...Array.from({ length: 20 }, (_, k) => [13 * (k + 1), -13 * (k + 1)]).flat()].map((shift) => Y(last.value) + 4 + shift);
+      const y = near.find(free) ?? near[0];                     // the nearest place where it covers no other name
+      taken.push({ y, from, length });
+      svg.append(s("text", { class: "who", x, y, "text-anchor": far ? "end" : "start" }, one.model));
     });
     body.replaceChildren(svg);
     const n = d.n.map((v) => v.toLocaleString("en").replace(/,/g, " ")).join(" or ");
