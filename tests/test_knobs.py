@@ -253,6 +253,8 @@ def test_inapplicable_knobs_say_why(unet, plain):
     assert "guidance" not in SamplerKnobs().inapplicable(unet)
     assert "s_churn" not in SamplerKnobs(solver="edm-stochastic").inapplicable(unet)
     assert "rho" in SamplerKnobs(grid="log-snr").inapplicable(unet)
+    # a contradiction is told by `check`; the front ends can draw the knobs meanwhile
+    assert SamplerKnobs(solver="deis", variant="bh1").controls(unet)
     # whatever is said to be inapplicable may be set and changes nothing
     quiet = SamplerKnobs(alpha=0.4, s_churn=50, rho=7, order=4, variant="rho", eta=0.5)
     assert quiet.build(plain)[1] == SamplerKnobs().build(plain)[1]

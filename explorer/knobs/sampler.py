@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from explorer.errors import BadFile, BadValue
+from explorer.errors import BadFile, BadValue, ExplorerError
 from explorer.knobs.controls import Control, controls, plain
 from explorer.knobs.copied import command, python
 from explorer.knobs.guides import able_to_guide, guides_for, worse
@@ -75,7 +75,7 @@ class SamplerKnobs(Declared):
             out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
         if isinstance(model, FlowMap):
             out |= dict.fromkeys(RESTART, f"{_said(model)} is a flow map: there is no way down to take again.")
-        elif self.built_solver().stochastic:
+        elif self._draws_noise:
             out |= dict.fromkeys(
                 RESTART, f"{self.solver} adds noise in every step; restarts need a solver without noise."
             )
@@ -316,6 +316,14 @@ class SamplerKnobs(Declared):
     def to_cli(self, model_name: str, n: int = 2000) -> str:
         """Command that prints the number on screen."""
         return command(self, model_name, n)
+
+    @property
+    def _draws_noise(self) -> bool:
+        """Whether the solver adds noise in its steps; by its defaults where the fields contradict each other, which `check` tells."""
+        try:
+            return self.built_solver().stochastic
+        except ExplorerError:
+            return SOLVERS[self.solver]().stochastic
 
     @property
     def has_guide(self) -> bool:

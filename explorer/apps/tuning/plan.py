@@ -351,7 +351,7 @@ def methods(plan: Plan) -> list[Offer]:
         reason = (
             "It is read off a solved ODE, and this model jumps." if flow and key in ("chain", "dp", "gradient") else ""
         )
-        if key == "gradient" and not reason and not tuning.unrollable(plan.knobs.built_solver()):
+        if key == "gradient" and not reason and not tuning.unrollable(SOLVERS[plan.knobs.solver]()):
             reason = f"{plan.knobs.solver} is not written out for gradients: choose ddim, dpmpp-2m, ipndm or a Runge-Kutta method."
         out.append(Offer(key, *METHODS[key], reason))
     return out
