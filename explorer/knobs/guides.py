@@ -37,7 +37,11 @@ def _data(name: str, stamp: tuple) -> str:
     return str(bundled.card(name).get("data") or "") if name in bundled.names() else ""
 
 
-@lru_cache(maxsize=4)
 def worse(name: str, device: torch.device) -> Model:
-    """The model of that name on a device, shared by all who ask for it."""
+    """The model of that name on a device, shared by all who ask for it until models come or go."""
+    return _worse(name, device, bundled.stamp())
+
+
+@lru_cache(maxsize=4)
+def _worse(name: str, device: torch.device, stamp: tuple) -> Model:
     return bundled.load(name, device)

@@ -36,8 +36,8 @@ class MultiGuided(Denoiser):
 
     Args:
         base: the model to follow, asked with the given class.
-        guides: models to move away from, each with its weight; 1 means none and costs nothing. All are asked with the given class but
-            None, which is the base without one.
+        guides: models to move away from, each with its weight; 1 means none and costs nothing. Those that have
+            classes are asked with the given one; None is the base without one.
         interval: (low, high) in sigma where guidance acts.
     Raises:
         BadValue: no guide, None for a model without classes, a guide of another shape.
