@@ -23,6 +23,7 @@ import numpy as np
 from torch import nn
 
 from explorer.errors import BadFile, BadValue
+from explorer.files import sha256
 from explorer.models.base import Model
 from explorer.models.flow_maps import ConsistencyModel
 from explorer.training.weights import Snapshot, merged, snapshots
@@ -326,5 +327,4 @@ def _digest(files: tuple[Path, ...]) -> str:
 @functools.lru_cache(maxsize=4096)
 def _hash(file: Path, changed: int, size: int) -> str:
     """Of a file's bytes; read again only when it changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(file)
