@@ -24,6 +24,13 @@ def test_it_explains_itself():
     assert "explorer tune" in text.partition("Examples")[2] and "tune" in run("--help").stdout
 
 
+def test_a_guide_that_cannot_guide_is_refused_before_anything_is_measured(tmp_path):
+    for name in ("nope", "digits-cnn", "toy-moons"):
+        said = refusal("tune", "digits", "--what", "guidance", "--guide", name, "--out", str(tmp_path / "g.json"))
+        assert "digits-uncond" in said and "baseline" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_search_ends_in_a_file_that_the_other_commands_take(tmp_path):
     out = tmp_path / "tuned.json"
     said = document("tune", ORACLE, *QUICK, "--out", out, "--export", "python", "--export", "k-diffusion")
