@@ -19,7 +19,8 @@ pytest.importorskip("panel")
 from explorer.apps import catalogue
 from explorer.apps.pages.trajectory_lab import TrajectoryLab
 from explorer.apps.trajectory import compute, exports, views
-from explorer.apps.trajectory.state import Runs, Trajectories
+from explorer.apps.trajectory.state import Trajectories
+from explorer.apps.trajectory.tracks import Runs
 from explorer.apps.worker import Failure, Job, Worker
 from explorer.errors import BadValue
 from explorer.knobs import SamplerKnobs

@@ -12,7 +12,8 @@ from typing import Any
 import xarray as xr
 
 from explorer import viz
-from explorer.apps.trajectory.state import Download, Run, Track, Trajectories
+from explorer.apps.trajectory.state import Trajectories
+from explorer.apps.trajectory.tracks import Download, Run, Track
 from explorer.apps.worker import Failure
 from explorer.errors import BadValue, UnknownName
 from explorer.process.paths import Linear

@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 import random
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,23 @@ from explorer.apps import catalogue, settings
 from explorer.apps.settings import Setting
 from explorer.apps.store import Store
 from explorer.apps.trajectory import compute
-from explorer.apps.trajectory.compute import STAGES, Curves, Plane, Scene, Sight
+from explorer.apps.trajectory.compute import Sight
+from explorer.apps.trajectory.tracks import (
+    RUNS,
+    Download,
+    Looks,
+    Run,
+    Runs,
+    Selection,
+    Track,
+    about_of,
+    fitted,
+    surroundings,
+    turned,
+)
 from explorer.apps.worker import Failure, Job, Worker
 from explorer.errors import BadValue, ExplorerError
-from explorer.knobs import GROUPS, SamplerKnobs
+from explorer.knobs import SamplerKnobs
 from explorer.trajectory import crossings
 from explorer.trajectory.maps import lasso
 
@@ -34,164 +44,6 @@ N_CHOICES = {"points": (500, 1000, 2000, 5000), "images": (32, 64, 128, 256)}
 N_DEFAULT = {"points": 2000, "images": 64}
 N_LINES = 200
 PREVIEW = "oracle-8gaussians"  # the model of a page that names none
-CACHE_BYTES = 400 * 2**20
-
-
-@dataclass
-class Run:
-    """What is known so far of one setting: the stages that are done, a `Failure` where one is not defined."""
-
-    setting: Setting
-    n: int
-    ds: xr.Dataset | None = None
-    frames: np.ndarray | None = None  # (T, S, 2) positions on the linear path, on the plane of the model
-    scene: Scene | None = None
-    curves: Curves | Failure | None = None
-    budget: xr.Dataset | Failure | None = None
-    errors: xr.Dataset | Failure | None = None
-
-    @property
-    def n_done(self) -> int:
-        return 0 if self.ds is None else self.ds.sizes["sample"]
-
-    @property
-    def sigma(self) -> np.ndarray:
-        return self.ds.sigma.values
-
-    def todo(self, extent: float) -> tuple[str, ...]:
-        """Stages that are missing for a square of this half side."""
-        done = {
-            "paths": self.n_done >= self.n,
-            "scene": self.scene is not None and self.scene.extent == extent,
-            **{name: getattr(self, name) is not None for name in ("curves", "budget", "errors")},
-        }
-        return tuple(stage for stage in STAGES if not done[stage])
-
-    def take(self, stage: str, value: Any, plane: Plane) -> None:
-        if stage == "paths":
-            self.ds, self.frames = value, compute.on_plane(value, plane)
-        else:
-            setattr(self, stage, value)
-
-    @property
-    def bytes(self) -> int:
-        return 0 if self.ds is None else self.ds.nbytes + self.frames.nbytes
-
-
-class Runs:
-    """Runs of all sessions by setting and number of particles; the longest unused leave when they take too much room."""
-
-    def __init__(self, limit: int = CACHE_BYTES):
-        self._limit, self._items = limit, OrderedDict()
-        self.scenes: OrderedDict[tuple, Scene] = OrderedDict()  # by model and what acts on it, square and noise
-
-    def of(self, setting: Setting, n: int) -> Run:
-        """The run of this setting, as far as it is known."""
-        key = (setting.key, n)
-        if key not in self._items:
-            self._items[key] = Run(setting, n)
-        self._items.move_to_end(key)
-        held = sum(run.bytes for run in self._items.values())
-        for old in list(self._items)[:-8]:
-            if held > self._limit or self._items[old].ds is None:
-                held -= self._items.pop(old).bytes
-        return self._items[key]
-
-    def keep(self, around: tuple, scene: Scene) -> None:
-        self.scenes[around] = scene
-        while len(self.scenes) > 32:
-            self.scenes.popitem(last=False)
-
-
-RUNS = Runs()
-
-
-@dataclass
-class Track:
-    """One sampler of the page. `slot` is its place in the order of colours and letters; it keeps it for life."""
-
-    slot: int
-    setting: Setting
-    good: Setting
-    run: Run | None = None
-    shown: Run | None = None
-    error: Failure | None = None
-    job: Job | None = None
-    moving: bool = False  # a knob is still being dragged
-    stage: str = ""  # what the job does; "first" before the first particles
-    fraction: float = 0.0
-    eta: float | None = None
-
-    @property
-    def letter(self) -> str:
-        return "ABCD"[self.slot]
-
-    @property
-    def model(self) -> str:
-        return self.setting.model
-
-    @property
-    def knobs(self) -> SamplerKnobs:
-        return _knobs(self.setting)
-
-    @property
-    def about(self) -> About:
-        return _about(self.setting)
-
-
-@dataclass(frozen=True)
-class About:
-    """A setting in short: its name, evaluations per sample, and the noise levels of its grid."""
-
-    title: str
-    nfe: int
-    sigmas: tuple[float, ...]
-
-
-@lru_cache(maxsize=256)
-def _knobs(setting: Setting) -> SamplerKnobs:
-    return setting.knobs
-
-
-@lru_cache(maxsize=256)
-def _about(setting: Setting) -> About:
-    base, knobs = catalogue.model(setting.model), _knobs(setting)
-    model, sampler = knobs.build(base)
-    if not sampler.monotone:
-        raise BadValue("restarts go up again, and this page draws runs whose noise only falls: set restarts to 0 here.")
-    return About(knobs.describe(base), sampler.nfe(model), tuple(float(v) for v in sampler.grid.sigmas(base.path)))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Particles inside a loop drawn in one square: corners in units of its half side, at one noise level."""
-
-    slot: int
-    sigma: float
-    loop: tuple[tuple[float, float], ...]
-
-
-@dataclass
-class Looks:
-    """How it is looked at; the browser owns these, the store keeps them for the address."""
-
-    u: float | None = None  # None: play once from the noise
-    trail: float = 0.3
-    speed: float = 1.0
-    field: bool = True
-    density: bool = True
-    lines: bool = False
-
-    BOUNDS = {"u": (0.0, 1.0), "trail": (0.0, 1.0), "speed": (0.1, 8.0)}
-
-
-@dataclass(frozen=True)
-class Download:
-    """A finished file for the browser."""
-
-    name: str
-    mime: str
-    content: bytes = field(repr=False)
 
 
 class Trajectories(Store):
@@ -256,7 +108,7 @@ class Trajectories(Store):
         """Another sampler on the same noise: the last one with a third of its steps."""
         last = self.tracks[-1]
         steps = max(1, round(last.knobs.n_steps / 3)) if last.knobs.n_steps > 2 else 8
-        self._insert(Setting.of(last.model, _with(last.knobs, n_steps=steps)))
+        self._insert(Setting.of(last.model, turned(last.knobs, n_steps=steps)))
 
     def duplicate(self, slot: int) -> None:
         self._insert(self.track(slot).setting)
@@ -299,7 +151,7 @@ class Trajectories(Store):
             notes.append(f"Samplers side by side draw samples of one shape, so all of them now use {name}.")
         before = self.kind
         for track in which:
-            knobs, words = _fitted(track.knobs, track.model, name)
+            knobs, words = fitted(track.knobs, track.model, name)
             track.setting, track.error = Setting.of(name, knobs), None
             notes += [w for w in words if w not in notes]
         if self.kind != before:
@@ -316,7 +168,7 @@ class Trajectories(Store):
     def choose_seed(self, seed: int) -> None:
         """Other noise for all samplers."""
         for track in self.tracks:
-            track.setting = Setting.of(track.model, _with(track.knobs, seed=seed))
+            track.setting = Setting.of(track.model, turned(track.knobs, seed=seed))
             track.good = track.good.on_seed(seed)
         self.seed = seed
         self._refresh()
@@ -412,7 +264,7 @@ class Trajectories(Store):
 
     def _turn(self, track: Track, values: dict[str, Any], first: bool = False) -> None:
         try:
-            knobs = _with(track.knobs, **values)
+            knobs = turned(track.knobs, **values)
         except ExplorerError as error:
             track.error = Failure(str(error), f"{type(error).__name__}: {error}\n\n{track.setting}")
             self.changed("tracks", "knobs")
@@ -432,7 +284,7 @@ class Trajectories(Store):
             first: a knob is still moving: the first particles are enough.
         """
         try:
-            _about(track.setting)
+            about_of(track.setting)
         except ExplorerError as error:
             self._halt(track)
             track.error = Failure(str(error), f"{type(error).__name__}: {error}\n\n{track.setting}")
@@ -461,7 +313,7 @@ class Trajectories(Store):
 
     def _submit(self, track: Track, run: Run, todo: tuple[str, ...], first: bool = False) -> None:
         plane, extent, box = compute.plane_of(track.model), self.extent, []
-        around = _around(track.setting, extent)
+        around = surroundings(track.setting, extent)
         if "scene" in todo and around in self._runs.scenes:  # another sampler of the same model
             run.scene = self._runs.scenes[around]
             todo = tuple(stage for stage in todo if stage != "scene")
@@ -639,30 +491,9 @@ class Trajectories(Store):
         self.pick = 0 if self.kind == "images" else None
 
 
-def _around(setting: Setting, extent: float) -> tuple:
-    """What the density and the velocity field depend on."""
-    knobs = _knobs(setting)
-    acting = (*GROUPS["Guidance"], *GROUPS["Skip-tuning"], "label", "sigma_max")
-    return (setting.model, extent, *(str(getattr(knobs, name)) for name in acting))
-
-
 def _told(call: Callable, *args: Any) -> Any:
     """The result, or the failure as one: what goes wrong in a small job is told on the page."""
     try:
         return call(*args)
     except Exception as error:
         return Failure.of(error)
-
-
-def _with(knobs: SamplerKnobs, **values: Any) -> SamplerKnobs:
-    return SamplerKnobs.from_dict({**knobs.to_dict(), **values})
-
-
-def _fitted(knobs: SamplerKnobs, before: str, after: str) -> tuple[SamplerKnobs, list[str]]:
-    """The knobs for another model: what stood at its default follows the new one's, what cannot act is put back."""
-    old, new = catalogue.defaults(before), catalogue.defaults(after)
-    values = knobs.to_dict()
-    for name in ("sigma_min", "sigma_max", "label"):
-        if values[name] == old[name]:
-            values[name] = new[name]
-    return SamplerKnobs.from_dict(values).fitted(catalogue.model(after))

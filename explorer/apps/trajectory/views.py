@@ -13,7 +13,8 @@ import numpy as np
 from explorer.apps import catalogue
 from explorer.apps.trajectory import compute
 from explorer.apps.trajectory.compute import HELD, Scene
-from explorer.apps.trajectory.state import MOST, N_CHOICES, Download, Run, Track, Trajectories
+from explorer.apps.trajectory.state import MOST, N_CHOICES, Trajectories
+from explorer.apps.trajectory.tracks import Download, Run, Track
 from explorer.apps.worker import Failure
 from explorer.data import load_dataset
 from explorer.knobs import GROUPS, SamplerKnobs
