@@ -12,6 +12,10 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # One thread per test worker: more threads than cores is many times slower, not faster.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
+# Compiled modules are kept also where the machine asks Python to keep none: every kernel, server and worker of the tests would
+# compile torch and panel anew, some ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup serve test lint format bench clean
 
 help:
