@@ -103,3 +103,39 @@ def test_a_warp_is_drawn_at_all_its_nodes(backend):
     assert {1.0, 0.6, 0.0, 1.5, 2.0} <= drawn
     with pytest.raises(BadValue, match="no warp"):
         viz.warps({})
+
+
+def cells(figure) -> dict[str, set[tuple[int, int]]]:
+    """Colour -> (step, block) of every bar, from either library's figure; blocks count downwards from 0."""
+    found: dict[str, set[tuple[int, int]]] = {}
+    if hasattr(figure, "data"):
+        for trace in (t for t in figure.data if t.type == "bar"):
+            middles = np.asarray(trace.base, float) + np.asarray(trace.y, float) / 2
+            places = {(round(float(x)), round(float(-m))) for x, m in zip(trace.x, middles, strict=True)}
+            found.setdefault(trace.marker.color.lower(), set()).update(places)
+    else:
+        from matplotlib.colors import to_hex
+
+        for bar in figure.axes[0].patches:
+            place = round(bar.get_x() + bar.get_width() / 2), round(-(bar.get_y() + bar.get_height() / 2))
+            found.setdefault(to_hex(bar.get_facecolor()), set()).add(place)
+    return found
+
+
+@BOTH
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_block_of_every_step_is_a_cell_and_those_left_out_are_coloured(backend, theme):
+    levels = [(0.5, (2,)), (80.0, ()), (9.0, (0, 2))]  # any order; noise is drawn first
+    figure = viz.layers_left_out({"found": levels}, ["in", "middle", "out"], backend=backend, theme=theme)
+    th, drawn = viz.theme_of(theme), cells(figure)
+    out = {(1, 0), (1, 2), (2, 2)}
+    assert drawn[th.color(3).lower()] == out
+    assert drawn[th.grid.lower()] == {(k, i) for k in range(3) for i in range(3)} - out
+    if backend == "plotly":
+        assert list(figure.layout.xaxis.ticktext) == ["80", "9", "0.5"]
+        assert list(figure.layout.yaxis.ticktext) == ["in", "middle", "out"]
+        assert "3 steps, 6 of 9 blocks act" in " ".join(a.text for a in figure.layout.annotations)
+    with pytest.raises(BadValue, match="none of them"):
+        viz.layers_left_out({"found": [(1.0, (3,))]}, ["in", "middle", "out"], backend=backend)
+    with pytest.raises(BadValue, match="no step to draw"):
+        viz.layers_left_out({}, ["in"], backend=backend)
