@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MEASURED = "document.querySelector('[data-explorer=number]')"
 LOCAL = (None, "", "localhost", "127.0.0.1", "::1")
+SIZES = re.compile(r"sizes(?:/(\d+))?")
 WIDGETS = "application/vnd.jupyter.widget-view+json"
 
 spec = importlib.util.spec_from_file_location("notebooks_tool", ROOT / "notebooks/run.py")
@@ -58,10 +59,33 @@ def check_figures(notebook) -> None:
         assert min(picture.shape) >= 100 and picture.std() > 5, f"an empty figure from:\n{cell.source}"
 
 
+def sizes(notebook) -> list[tuple[nbformat.NotebookNode, int]]:
+    """The cells tagged `sizes` with 3, those tagged `sizes/10` with 10: what the default suite divides their numbers by."""
+    tagged = [(cell, SIZES.fullmatch(tag)) for cell in code_cells(notebook) for tag in cell.metadata.get("tags", ())]
+    return [(cell, int(found[1] or 3)) for cell, found in tagged if found]
+
+
+SHORTER = """
+import dataclasses
+
+from explorer.reproduction import Bench
+
+
+def shorter(bench, recipe, whole=Bench.model):
+    n_steps = recipe.plan.n_steps // (1 if recipe.plan.snapshot_steps else 10)  # snapshots are asked for by their steps
+    return whole(bench, dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, n_steps=n_steps)))
+
+
+Bench.model = shorter
+"""
+
+
 def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with a third of the samples: every number of its `sizes` cells, where it has any, divided by 3."""
-    for cell in code_cells(notebook, "sizes"):
-        cell.source = re.sub(r"\b\d+\b", lambda number: str(max(4, int(number[0]) // 3)), cell.source)
+    """The notebook with the numbers of its `sizes` cells divided, down to 4, and a tenth of the steps of what a bench trains."""
+    for cell, by in sizes(notebook):
+        cell.source = re.sub(r"\b\d+\b", lambda n, by=by: str(max(min(4, int(n[0])), int(n[0]) // by)), cell.source)
+    if any("Bench" in cell.source for cell in code_cells(notebook)):
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORTER))
     return notebook
 
 
@@ -77,7 +101,7 @@ def executed(request):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if code_cells(read(p), "sizes")], ids=name)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if sizes(read(p))], ids=name)
 def test_it_runs_in_full_too(path):
     check_figures(tool.execute(read(path), timeout=600))
 
