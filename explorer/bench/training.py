@@ -8,9 +8,11 @@ import tempfile
 
 import torch
 
+from explorer.bench import fastgen
 from explorer.bench.clock import Effort, Work, clock_of, rounds, threads, waiter
 from explorer.bench.rows import Row
 from explorer.data import Loader, load_dataset
+from explorer.models.bundled import load
 from explorer.papers import paper
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.run import batches_of, method_of
@@ -35,10 +37,21 @@ def digits(name: str, effort: Effort, device: torch.device, *, slug: str = "edm"
     ticks = train(method, batches_of(recipe, data, endless, needs), endless)
     batch = recipe.plan.batch_size
     work = {"ours": lambda: next(ticks), "limit": _bare(net, data.shape, batch, steps, device, fast)}
-    times, _ = rounds(work, effort, wait=waiter(device))
     how = "bfloat16, compiled" if fast else "float32"
     note = f"{recipe.name}: batches of {batch}, {how}; {steps} steps a round."
-    row = Row.of(name, times, unit="s", limit_is="one forward and backward of the bare network", note=note)
+    absent = []
+    if slug in fastgen.CLASSES and not fast:
+        peer = f"NVlabs/FastGen {fastgen.CLASSES[slug]}"
+        try:
+            images = next(iter(Loader(data, batch, seed=recipe.plan.seed))).to(device)
+            work[peer] = fastgen.steps_of(slug, load("digits", device), recipe.plan, images, steps)
+            note += f" FastGen: {fastgen.NOTES[slug]} Theirs is without loader, clipping, average and log."
+        except ImportError as problem:
+            absent.append(peer)
+            note += f" FastGen absent: {problem}."
+    times, _ = rounds(work, effort, wait=waiter(device))
+    limit_is = "one forward and backward of the bare network"
+    row = Row.of(name, times, unit="s", limit_is=limit_is, absent=absent, note=note)
     return row.as_rate(steps * batch, "images/s")
 
 
