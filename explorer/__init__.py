@@ -25,8 +25,8 @@ _PUBLIC = {
     "explorer.process.couplings": ("ByClass", "ExactOT", "Independent", "PartialOT", "Sinkhorn", "UnbalancedOT"),
     "explorer.nets": ("MLP", "UNet"),
     "explorer.models": (
-        "ConsistencyModel", "Denoiser", "FlowMap", "Guided", "LayersLeftOut", "MultiGuided", "Oracle", "Preconditioned", "SkipTuned",
-        "as_denoiser", "as_flow_map",
+        "AskedElsewhere", "ConsistencyModel", "Denoiser", "FlowMap", "Guided", "LayersLeftOut", "MultiGuided", "Oracle",
+        "Preconditioned", "SkipTuned", "as_denoiser", "as_flow_map",
     ),
     "explorer.models.bundled": ("load", "save_model"),
     "explorer.data": ("load_dataset",),

@@ -1,5 +1,6 @@
 """Grids by gradient: the unrolled run is the solver's own, its derivatives are those of differences, a known optimum is found."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from problems import PATHS, oracle, ring
 from test_cli import document, refusal
 
 from explorer.errors import BadValue, NonFinite
-from explorer.models import Guided, Oracle, SkipTuned
+from explorer.models import AskedElsewhere, Guided, Oracle, SkipTuned
 from explorer.models.bundled import load
 from explorer.process import EDM, VP, GaussianMixture, Linear
 from explorer.sampling import (
@@ -26,7 +27,7 @@ from explorer.sampling import (
     UniPC,
     sample,
 )
-from explorer.tuning import Budget, Gradient, MetricObjective, Setting, Skips, Study, TruncationError
+from explorer.tuning import Asked, Budget, Gradient, MetricObjective, Setting, Skips, Study, TruncationError, export
 from explorer.tuning.gradient import LEARN, Ends, Levels, descend, solved, unrolled
 
 SOLVERS = [Euler(), Midpoint(), Heun(), Alpha2(0.6), RK4(), DDIM(), DPMpp2M(), IPNDM(), IPNDM(2)]
@@ -180,6 +181,82 @@ def test_it_lowers_the_error_and_is_charged_for_it(solver, radius):
     assert [t.setting for t in study] == [t.setting for t in whole]  # a search is repeated to the last digit
 
 
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_a_model_asked_elsewhere_is_the_same_on_every_path_and_itself_at_its_own_levels(path):
+    base, levels = oracle(), [(0.5, 0.7), (8.0, 6.0), (2.0, 2.0)]
+    model, noise = AskedElsewhere(base, levels), Seeds(range(6)).normal((2,))
+    seen = AskedElsewhere(base.on(path), levels)
+    for sigma, asked in levels:
+        t, other = path.time_at(sigma), base.path.time_at(asked)
+        x = path.at(t)[1] * noise + path.at(t)[0]  # near the data point (1, 1)
+        on_own = x / path.at(t)[0]
+        # by hand: z = x / |(alpha, sigma)| is asked at the other level, on EDM's path where alpha is 1
+        z = on_own / math.hypot(1, sigma) * math.hypot(1, asked)
+        want = (z - base.denoise(z, other)) / asked
+        torch.testing.assert_close(seen.eps(x, t), want, rtol=0, atol=1e-9)
+        torch.testing.assert_close(model.on(path).eps(x, t), want, rtol=0, atol=1e-9)
+        batched = seen.eps(x, torch.full((6,), t, dtype=torch.float64))
+        torch.testing.assert_close(batched, want, rtol=0, atol=1e-9)
+    t = base.path.time_at(2.0)
+    torch.testing.assert_close(model.denoise(2 * noise, t), base.denoise(2 * noise, t), rtol=0, atol=1e-12)
+    assert model.asked_at(1.0) == pytest.approx(1.4), (
+        "between levels the nearest one's factor, and 1 = sqrt(0.5 2) goes down"
+    )
+    assert model.calls_at(t) == 1
+    for bad in ([], [(1.0, -1.0)], [(1.0, 2.0), (1.0, 3.0)]):
+        with pytest.raises(BadValue):
+            AskedElsewhere(base, bad)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DPMpp2M(), IPNDM()], ids=repr)
+@pytest.mark.parametrize("path", [EDM(), VP()], ids=repr)
+def test_unrolled_with_times_apart_is_the_wrapped_sampler_with_its_derivatives(solver, path):
+    model = oracle().on(path)
+    asked = [1.1 * s if i % 2 else 0.9 * s for i, s in enumerate(GRID.times[:-1])]
+    times = torch.tensor(GRID.on(path), dtype=torch.float64)
+    apart = torch.tensor([path.time_at(s) for s in asked], dtype=torch.float64)
+    pairs = Asked(tuple(zip(GRID.times[:-1], asked, strict=True)))
+    want = sample(pairs.wrap(model), OdeSampler(solver, GRID), range(8))
+    x = path.at(float(times[0]))[1] * Seeds(range(8)).normal((2,))
+    torch.testing.assert_close(unrolled(model, solver, x, times, asked=apart), want, rtol=0, atol=1e-11)
+    moving = apart.clone().requires_grad_(True)
+    [grad] = torch.autograd.grad(unrolled(model, solver, x, times, asked=moving).square().sum(), moving)
+    for i in (1, 3):
+        step = torch.zeros_like(apart)
+        step[i] = 1e-6 * float(apart[i])
+        up, down = (float(unrolled(model, solver, x, times, asked=apart + k * step).square().sum()) for k in (1, -1))
+        # rounding of a sum of order 10 over steps of 1e-6
+        assert float(grad[i]) == pytest.approx((up - down) / (2 * float(step[i])), rel=1e-5, abs=1e-6)
+    with pytest.raises(BadValue, match="times apart go with"):
+        unrolled(model, Heun(), x, times, asked=apart)
+
+
+def test_times_apart_are_learnt_kept_in_json_and_cost_nothing_more():
+    model = Oracle(ring(), t_range=(0.002, 80.0))
+    goal = TruncationError(model, range(10**9, 10**9 + 64))
+    small, first, best = SMALL | {"iterations": 80}, start(model), []
+    for apart in (False, True):
+        study = Study(model, first, goal, Gradient(**small, decoupled=apart), Budget(trials=20))
+        whole = list(study)
+        best, first = [*best, study.best], study.best.setting
+        assert {t.nfe for t in whole} == {5} and not any(t.failed for t in whole)
+    # from the best grid on, five numbers more lower the same loss
+    assert best[1].value < 0.95 * best[0].value and best[0].setting.wrapper(Asked) is None
+    found = best[1].setting
+    assert Setting.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    asked = found.wrapper(Asked)
+    assert [s for s, _ in asked.levels] == list(found.sampler.grid.times[:-1])
+    assert any(a != s for s, a in asked.levels) and all(0.002 <= a <= 80.0 for _, a in asked.levels)
+    for form in (export.to_k_diffusion, export.to_diffusers):
+        with pytest.raises(BadValue, match="no place for levels asked apart from the grid"):
+            form(found)
+    assert "decoupled" not in Gradient().describe() and Gradient(decoupled=True).describe()["decoupled"] == "True"
+    again = Study(model, found, goal, Gradient(**SMALL), Budget(trials=1))
+    assert list(again)[1].setting.wrappers == (), "a search of the grid alone begins without them"
+    with pytest.raises(BadValue, match="times apart go with"):
+        list(Study(model, start(model, Heun()), goal, Gradient(**SMALL, decoupled=True), Budget(trials=3)))
+
+
 def test_what_it_learns_on_is_neither_chosen_nor_reported_on():
     from explorer.tuning.gradient import learning_seeds
     from explorer.tuning.study import Task
@@ -227,17 +304,23 @@ def test_what_it_cannot_do_is_said(setting, match):
         list(study)
 
 
-@pytest.mark.parametrize(("what", "method"), [("schedule", "gradient"), ("solver", "bespoke")])
+@pytest.mark.parametrize(
+    ("what", "method"), [("schedule", "gradient"), ("schedule", "decoupled"), ("solver", "bespoke")]
+)
 def test_the_command_line_has_it(tmp_path, monkeypatch, what, method):
     from explorer.papers import bespoke
     from explorer.tuning import gradient
 
     small = {"iterations": 10, "samples": 16, "batch": 8, "steps": 16, "every": 5}
     real = gradient.Gradient, bespoke.Bespoke
-    monkeypatch.setattr(gradient, "Gradient", lambda **_: real[0](**small))
+    monkeypatch.setattr(gradient, "Gradient", lambda **given: real[0](**small, decoupled="decoupled" in given))
     monkeypatch.setattr(bespoke, "Bespoke", lambda **_: real[1](**small))
     args = ("--what", what, "--method", method, "--nfe", 6, "--n", 16, "--report", 16, "--budget", 8)
     said = document("tune", "oracle-8gaussians", *args, "--out", tmp_path / "t.json", "--export", "python")
-    assert 2 <= said["trials"] <= 8 and said["nfe"][0] <= 6 and said["how"]["tuner"] == method
+    assert (
+        2 <= said["trials"] <= 8
+        and said["nfe"][0] <= 6
+        and said["how"]["tuner"] == {"decoupled": "gradient"}.get(method, method)
+    )
     other = {"schedule": "solver", "solver": "schedule"}[what]
     assert "--method" in refusal("tune", "oracle-8gaussians", "--what", other, "--method", method)

@@ -3,9 +3,10 @@
 from explorer.models.base import Cond, Denoiser, FlowMap, Model, Oracle, Preconditioned, as_denoiser
 from explorer.models.flow_maps import ConsistencyModel, as_flow_map
 from explorer.models.guidance import MultiGuided, Truncated, blended
-from explorer.models.wrappers import Guided, LayersLeftOut, Moved, SkipTuned, skip_schedule
+from explorer.models.wrappers import AskedElsewhere, Guided, LayersLeftOut, Moved, SkipTuned, skip_schedule
 
 __all__ = [
+    "AskedElsewhere",
     "Cond",
     "ConsistencyModel",
     "Denoiser",

@@ -226,3 +226,57 @@ class LayersLeftOut(Denoiser):
                 "the samples of this batch are at noise levels that leave out different layers: ask for each alone"
             )
         return ask(x_t, t, cond, skip_layers=each[0], **inside)
+
+
+class AskedElsewhere(Denoiser):
+    """A frozen denoiser asked at other noise levels than those where its answers are used. Tong et al. 2024, arXiv 2405.15506.
+
+    At (x_t, t) the noise E[eps | x] of the base at another level is taken for that at t; the state keeps its size in units of
+    sqrt(alpha^2 + sigma^2), so that the same is asked on every path. Equal levels change nothing.
+
+    Args:
+        base: the model.
+        levels: (sigma, the sigma asked instead), any order; elsewhere sigma is multiplied by what the nearest level in ln sigma is.
+    Raises: BadValue: no levels, two for one sigma, or one that is not positive.
+    """
+
+    def __init__(self, base: Denoiser, levels: Sequence[tuple[float, float]]):
+        super().__init__()
+        levels = sorted((float(s), float(asked)) for s, asked in levels)
+        if not levels or any(not 0 < v < math.inf for pair in levels for v in pair):
+            raise BadValue("a model is asked elsewhere at one or more positive noise levels")
+        if any(a == b for (a, _), (b, _) in pairwise(levels)):
+            raise BadValue("each noise level has one other level at which the model is asked")
+        self.base, self.levels = base, tuple(levels)
+        self.path, self.shape, self.n_classes, self.t_range = base.path, base.shape, base.n_classes, base.t_range
+        self.name = base.name
+        self._edges = [math.sqrt(a * b) for (a, _), (b, _) in pairwise(levels)]
+
+    def asked_at(self, sigma: float) -> float:
+        """The sigma at which the base is asked."""
+        at, asked = self.levels[bisect_left(self._edges, sigma)]
+        return asked if at == sigma else sigma * (asked / at)
+
+    def calls_at(self, t: float) -> int:
+        return self.base.calls_at(self.path.time_at(self.asked_at(self.path.ratio_at(t))))
+
+    def predict(self, x_t, t, cond=None):
+        if not isinstance(t, Tensor):
+            sigma = self.path.ratio_at(t)
+            if not 0 < sigma < math.inf:
+                return self.base.eps(x_t, t, cond), "eps"
+            asked = self.asked_at(sigma)
+            return noise_asked_at(self.base, x_t, t, self.path.time_at(asked), cond), "eps"
+        sigma = self.path.ratio(t)
+        factors = sigma.new_tensor([asked / at for at, asked in self.levels])
+        factor = factors[torch.bucketize(sigma, sigma.new_tensor(self._edges))]
+        return noise_asked_at(self.base, x_t, t, self.path.time(sigma * factor), cond), "eps"
+
+
+def noise_asked_at(model: Denoiser, x_t: Tensor, t: Time, asked: Time, cond: Cond = None) -> Tensor:
+    """E[eps | x] of the model at time `asked`, for the state that has x_t's size there: (B, *shape), differentiable in both times."""
+    if isinstance(t, Tensor):
+        size = lambda at: torch.hypot(model.path.alpha(at), model.path.sigma(at))  # noqa: E731
+        return model.eps(like(size(asked) / size(t), x_t) * x_t, asked, cond)
+    scale = math.hypot(*model.path.at(asked)[:2]) / math.hypot(*model.path.at(t)[:2])
+    return model.eps(x_t * scale, asked, cond)

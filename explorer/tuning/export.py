@@ -29,6 +29,9 @@ K_DIFFUSION = {
 DIFFUSERS = {"Euler": "edm-euler", "DDIM": "edm-euler", "Heun": "heun", "DPMpp2M": "dpmpp"}
 """Our solvers and the schedulers of `interop.SCHEDULERS` that walk any grid (dpmpp: one on its model's noise levels)."""
 
+WORDS = {"asked": "levels asked apart from the grid", "layers": "layers left out"}
+"""What is said of wrappers whose names say little."""
+
 
 def to_python(setting: Setting, model: str) -> str:
     """A script that draws with the setting from the model of that name.
@@ -90,7 +93,7 @@ def to_diffusers(setting: Setting, *, scheduler: str | None = None, snap: bool =
 def _counterpart(setting: Setting, table: dict[str, str], where: str) -> str:
     around = [w for w in setting.wrappers if not (isinstance(w, Guidance) and w.scale == 1.0)]
     if around:
-        names = ", ".join(type(w).__name__.lower() for w in around)
+        names = ", ".join(WORDS.get(type(w).__name__.lower(), type(w).__name__.lower()) for w in around)
         raise BadValue(
             f"{where} has no place for {names} around the model: export to Python, or tune the schedule alone"
         )

@@ -14,13 +14,17 @@ from explorer.models.base import Model
 from explorer.sampling.base import Sampler
 from explorer.sampling.chain import ChainSampler, noise_levels_of
 from explorer.sampling.grids import TimeGrid
-from explorer.tuning.setting import Layers, Setting
+from explorer.tuning.setting import Guidance, Layers, Setting
 from explorer.tuning.space import grid_of
 
 Gene = tuple[float, tuple[int, ...]]
 """A step and the blocks it leaves out: a time of a chain, or ln sigma."""
 Candidate = tuple[Gene, ...]
 """Genes by rising noise, no step twice."""
+LEFT_OUT = (0.0, 0.25)
+"""Share of a network's blocks that a step may leave out."""
+LEAST_TRIALS = 44
+"""Ten generations of at least four candidates, of which the later ones leave blocks out."""
 
 
 class Genome(ABC):
@@ -46,10 +50,20 @@ class Genome(ABC):
     def setting(self, candidate: Candidate) -> Setting:
         """The candidate as a setting; without blocks left out there is no wrapper for them."""
         kept = tuple(w for w in self.start.wrappers if not isinstance(w, Layers))
-        made = Setting(self.sampler(tuple(step for step, _ in candidate)), kept)
+        sampler = self.sampler(tuple(step for step, _ in candidate))
         if not any(out for _, out in candidate):
-            return made
-        return made.using(Layers(tuple((self.sigma(step), out) for step, out in candidate)))
+            return Setting(sampler, kept)
+        layers = Layers(tuple((self.sigma(step), out) for step, out in candidate))
+        inside = sum(not isinstance(w, Guidance) for w in kept)  # guidance asks the network that leaves out
+        return Setting(sampler, (*kept[:inside], layers, *kept[inside:]))
+
+
+def enough_for_layers(trials: int) -> None:
+    """Raises BadValue where so few trials leave no block out."""
+    if trials < LEAST_TRIALS:
+        raise BadValue(
+            f"blocks are left out from the sixth of ten generations on, and {trials} trials are too few: allow at least {LEAST_TRIALS}"
+        )
 
 
 class ChainGenome(Genome):

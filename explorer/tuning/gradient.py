@@ -4,8 +4,9 @@ The same noise is solved finely once (the teacher) and coarsely at every iterati
 the squared distance between the two ends. What is proposed is measured by the study's objective like any other setting, on other noise
 than the gradients saw: three disjoint sets, one to learn on, one to choose on, one to report on.
 
-Source: Tong et al. 2024, arXiv 2405.15506 (LD3; `radius` is its soft teacher forcing). Its networks may also be asked at other times than
-the steps take; here they are not.
+With `decoupled`, the levels at which the network is asked are learnt beside those where the steps lie; they start equal.
+
+Source: Tong et al. 2024, arXiv 2405.15506 (LD3; `radius` is its soft teacher forcing).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn.functional import softplus
 
 from explorer.errors import BadValue, NonFinite
 from explorer.models.base import Cond, Denoiser, FlowMap, Model
+from explorer.models.wrappers import noise_asked_at
 from explorer.process.broadcast import like
 from explorer.process.paths import Path
 from explorer.sampling.grids import TimeGrid
@@ -30,6 +32,7 @@ from explorer.sampling.solve import Solver, solve
 from explorer.sampling.solvers import DDIM, IPNDM, RK4, DPMpp2M
 from explorer.sampling.solvers.multistep import FIXED
 from explorer.sampling.solvers.runge_kutta import RungeKutta
+from explorer.tuning.setting import Asked, Setting
 from explorer.tuning.space import grid_of, with_grid
 from explorer.tuning.study import Proposal, Task, Tuner
 
@@ -37,6 +40,8 @@ LEARN = 2_000_000_000_000
 """Noise to learn on is drawn from this seed on, ten million seeds apart for each seed of the search; nothing else draws there."""
 LEAST = 5e-4
 """Least share of the range of ln sigma between two levels, so that they never meet."""
+SHIFT = 0.1
+"""Change of ln sigma at which the network is asked, for a change of 1 of its number: those times learn more slowly than the steps."""
 BACKWARD = 3
 """What a network evaluation with its gradient is charged as: the pass back costs about two more."""
 
@@ -118,11 +123,16 @@ def labels_of(model: Model, seeds: Seeds, labels: Labels) -> Cond:
     return labels_for(model, seeds, labels, device_of(model))
 
 
-def unrolled(model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Cond = None) -> Tensor:
+def unrolled(
+    model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Cond = None, asked: Tensor | None = None
+) -> Tensor:
     """The state at the last of `times` (N + 1,), as `solve` gives it, and differentiable with respect to them and to x.
 
+    Args: asked: (N,) times at which the network is asked instead of the first N, for solvers that ask once a step.
     Raises: BadValue for a solver that is not written out here: Runge-Kutta methods, DDIM, DPMpp2M and IPNDM are.
     """
+    if asked is not None and not once_a_step(solver):
+        raise BadValue(f"{type(solver).__name__} asks between its steps: times apart go with ddim, dpmpp-2m or ipndm")
     if isinstance(solver, RungeKutta):
         return _runge_kutta(model, solver, x, times, cond)
     if not unrollable(solver):
@@ -133,13 +143,14 @@ def unrolled(model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Co
     alphas, sigmas, ends_at_zero = path.alpha(times), path.sigma(times), float(times[-1].detach()) == 0
     for i in range(len(times) - 1):
         t, alpha, alpha_next, ratio = times[i].expand(len(x)), alphas[i], alphas[i + 1], sigmas[i + 1] / sigmas[i]
+        elsewhere = None if asked is None else noise_asked_at(model, x, t, asked[i].expand(len(x)), cond)
         if type(solver) is IPNDM:
-            seen = [model.eps(x, t, cond), *seen[: solver.order_max - 1]]
+            seen = [model.eps(x, t, cond) if elsewhere is None else elsewhere, *seen[: solver.order_max - 1]]
             weights = FIXED[len(seen)]
             move = sigmas[i + 1] - sigmas[i] * alpha_next / alpha
             x = (alpha_next / alpha) * x + move * sum(w * e for w, e in zip(weights, seen, strict=True))
             continue
-        denoised = model.denoise(x, t, cond)
+        denoised = model.denoise(x, t, cond) if elsewhere is None else (x - sigmas[i] * elsewhere) / alpha
         ahead, seen = denoised, [denoised, *seen[:1]]
         last = ends_at_zero and i == len(times) - 2
         if type(solver) is DPMpp2M and len(seen) == 2 and not last and float(alphas[i - 1].detach()) > 0:
@@ -152,6 +163,11 @@ def unrolled(model: Denoiser, solver: Solver, x: Tensor, times: Tensor, cond: Co
 def unrollable(solver: Solver) -> bool:
     """Whether `unrolled` knows the solver."""
     return isinstance(solver, RungeKutta) or type(solver) in (DDIM, DPMpp2M, IPNDM)
+
+
+def once_a_step(solver: Solver) -> bool:
+    """Whether `unrolled` knows the solver, and it asks only where its steps begin."""
+    return type(solver) in (DDIM, DPMpp2M, IPNDM)
 
 
 def _runge_kutta(model: Denoiser, solver: RungeKutta, x: Tensor, times: Tensor, cond: Cond) -> Tensor:
@@ -251,6 +267,7 @@ class Gradient(Tuner):
         radius: soft teacher forcing. The student's start may lie anywhere in a ball of this radius times the first noise level around
             the noise, wherever its end is closest to the teacher's; 0 holds it to the noise. Proposals always start at the noise.
         free_start: also move the level where sampling starts.
+        decoupled: also learn the levels at which the network is asked; a solver that asks once a step is needed.
     Source: Tong et al. 2024, arXiv 2405.15506.
     """
 
@@ -262,28 +279,48 @@ class Gradient(Tuner):
     steps: int = 64
     radius: float = 0.0
     free_start: bool = False
+    decoupled: bool = False
     name = "gradient"
 
+    def describe(self):
+        about = super().describe()
+        if not self.decoupled:  # journals of before it existed go on
+            del about["decoupled"]
+        return about
+
     def search(self, task):
-        model, sampler = differentiable(task)
+        start = dataclasses.replace(task.start, wrappers=tuple(w for w in task.start.wrappers if type(w) is not Asked))
+        model, sampler = differentiable(dataclasses.replace(task, start=start))
         if not isinstance(sampler, OdeSampler):
             raise BadValue(f"gradients go through a solver on a grid, and this is a {type(sampler).__name__}")
         model = model.on(sampler.path_on(model))
-        levels = Levels(grid_of(task.start), model.sigma_range[0], self.free_start)
-        fine = solved(model, grid_of(task.start).on(model.path)[0], learning_seeds(task, self.samples), steps=self.steps,
+        levels = Levels(grid_of(start), model.sigma_range[0], self.free_start)
+        fine = solved(model, grid_of(start).on(model.path)[0], learning_seeds(task, self.samples), steps=self.steps,
                       labels=task.objective.labels)  # fmt: skip
-        goal = Ends(model, sampler.solver, fine, levels, model.path, self.radius)
-        levels.raw.requires_grad_(True)
+        shifts = torch.zeros(grid_of(start).n_steps, dtype=torch.float64) if self.decoupled else None
+        goal = Ends(model, sampler.solver, fine, levels, model.path, self.radius, shifts)
+        params = [levels.raw] if shifts is None else [levels.raw, shifts]
+        for p in params:
+            p.requires_grad_(True)
+
+        def setting() -> Setting:
+            made = with_grid(start, levels.grid())
+            if shifts is None or not bool(shifts.any()):
+                return made
+            with torch.no_grad():
+                asked = [float(f"{s:.9g}") for s in goal.asked(levels.sigmas()).tolist()]
+            return made.using(Asked(tuple(zip(made.sampler.grid.times[:-1], asked, strict=True))))
+
         cost = BACKWARD * sampler.nfe(model) * min(self.batch, self.samples)
         extra, since = fine.n_evals, 0
-        yield Proposal(with_grid(task.start, levels.grid()), note="start", extra=extra)
+        yield Proposal(setting(), note="start", extra=extra)
         generator = torch.Generator().manual_seed(task.seed)
-        rounds = descend(goal.loss, [levels.raw], self.iterations, self.lr, self.samples, self.batch, generator)
+        rounds = descend(goal.loss, params, self.iterations, self.lr, self.samples, self.batch, generator)
         for k, loss in rounds:
             since += cost
             if k % self.every == 0 or k == self.iterations:
                 note = f"iteration {k}, {math.sqrt(loss):.3g}"
-                yield Proposal(with_grid(task.start, levels.grid()), note=note, extra=since)
+                yield Proposal(setting(), note=note, extra=since)
                 since = 0
 
 
@@ -309,6 +346,7 @@ def learning_seeds(task: Task, n: int) -> Seeds:
 class Ends:
     """The student's loss: mean squared distance per number between its ends and the teacher's, with the start free in a small ball.
 
+    Args: shifts: (N,) ln of the factors from the levels to those at which the network is asked, in units of SHIFT; None is no factors.
     Attributes: moved: where in the ball each sample starts, in units of the first noise level, (S, *shape); updated at each call.
     """
 
@@ -318,18 +356,26 @@ class Ends:
     levels: Levels
     path: Path
     radius: float = 0.0
+    shifts: Tensor | None = None
     moved: Tensor = dataclasses.field(init=False)
 
     def __post_init__(self):
         self.moved = torch.zeros_like(self.teacher.x[0])
         self.noise = self.teacher.x[0] / self.path.at(self.teacher.times[0])[1]
 
+    def asked(self, sigmas: Tensor) -> Tensor:
+        """Levels (N,) at which the network is asked, for the levels of a grid (N + 1,); within the model's range."""
+        low, high = self.model.sigma_range
+        return (sigmas[:-1] * (SHIFT * self.shifts).exp()).clamp(max(low, 1e-12), high)
+
     def loss(self, rows: Tensor) -> Tensor:
-        times = self.path.time(self.levels.sigmas()).to(self.noise.device)
+        sigmas = self.levels.sigmas()
+        times = self.path.time(sigmas).to(self.noise.device)
+        asked = None if self.shifts is None else self.path.time(self.asked(sigmas)).to(self.noise.device)
         shift = self.moved[rows].requires_grad_(self.radius > 0)
         start = self.path.sigma(times[0]) * (self.noise[rows] + shift)
         cond = None if self.teacher.cond is None else self.teacher.cond[rows]
-        ends = unrolled(self.model, self.solver, start, times, cond)
+        ends = unrolled(self.model, self.solver, start, times, cond, asked)
         squares = (ends - self.teacher.x[-1][rows]).square().flatten(1).mean(dim=1)
         if self.radius > 0:
             self._move(rows, shift, torch.autograd.grad(squares.sum(), shift, retain_graph=True)[0])

@@ -15,7 +15,7 @@ from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models import bundled
 from explorer.models.base import Model
 from explorer.models.flow_maps import ConsistencyModel
-from explorer.models.wrappers import Guided, LayersLeftOut, SkipTuned
+from explorer.models.wrappers import AskedElsewhere, Guided, LayersLeftOut, SkipTuned
 from explorer.sampling.samplers import Sampler, sampler_from_dict
 
 Interval = tuple[float, float]
@@ -109,7 +109,27 @@ class Guidance(Wrapper):
         return f"guidance {self.scale:.3g}" + (f" by {self.guide}" if self.guide else "") + _where(self.interval)
 
 
-WRAPPERS: dict[str, type[Wrapper]] = {"skips": Skips, "guidance": Guidance, "layers": Layers}
+@dataclass(frozen=True)
+class Asked(Wrapper):
+    """The model asked at other noise levels than those where its answers are used. Tong et al. 2024, arXiv 2405.15506.
+
+    Args: levels: (sigma, the sigma asked instead); see `AskedElsewhere`.
+    """
+
+    levels: tuple[tuple[float, float], ...]
+
+    def __post_init__(self):
+        levels = ((float(sigma), float(asked)) for sigma, asked in self.levels)
+        object.__setattr__(self, "levels", tuple(sorted(levels, reverse=True)))
+
+    def wrap(self, model):
+        return _inside(model, lambda inner: AskedElsewhere(inner, self.levels))
+
+    def describe(self):
+        return "asked at " + " ".join(f"{asked:.3g}" for _, asked in self.levels)
+
+
+WRAPPERS: dict[str, type[Wrapper]] = {"skips": Skips, "guidance": Guidance, "layers": Layers, "asked": Asked}
 
 
 def wrapper_from_dict(given: dict[str, Any]) -> Wrapper:
