@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from explorer.errors import BadValue
@@ -110,6 +109,8 @@ class Memorisation(Metric):
 
     def summary(self) -> dict:
         """For a model card: quantiles of both distance distributions, KS, p, share of samples nearer than 1 % of test."""
+        from scipy import stats  # a second to import
+
         x, y = self.distances, self._test
         if not len(x):
             raise BadValue(f"{self.name}: no samples yet; call update first.")
