@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 
@@ -15,11 +16,11 @@ import torch
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.knobs import GROUPS, SamplerKnobs, guides_for, names
 from explorer.live import metric_for, quality
-from explorer.models import Guided, Oracle, Preconditioned, SkipTuned
+from explorer.models import Guided, LayersLeftOut, Oracle, Preconditioned, SkipTuned
 from explorer.models.bundled import load
 from explorer.nets.unet import UNet
 from explorer.process import EDM, EDMPrecondition, GaussianMixture
-from explorer.sampling import GRIDS, SOLVERS, Restart, RestartSampler, Seeds, TimeGrid, sample
+from explorer.sampling import GRIDS, SOLVERS, Restart, RestartSampler, ScaleTimeSampler, Seeds, TimeGrid, sample
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +317,7 @@ SETTINGS = [
     {"restarts": 2, "restart_lo": 0.1, "restart_hi": 1.5, "restart_points": 4, "n_steps": 6, "seed": 3},
     {"solver": "unipc", "order": 2, "variant": "bh1", "n_steps": 5},
     {"solver": "dpmpp-2m-sde", "eta": 0.5, "variant": "heun", "s_noise": 1.0, "n_steps": 5},
+    {"own": ScaleTimeSampler.plain([0.98, 0.4, 0.0]).to_json(), "seed": 3, "guidance": 1.7},
 ]
 
 
@@ -341,7 +343,7 @@ def test_copied_command_prints_the_same_number(values):
     knobs = SamplerKnobs.for_model(model, **values)
     built, sampler = knobs.build(model)
     *_, live = quality(built, sampler, metric_for(model), n=100, start_seed=knobs.seed, label=knobs.label)
-    command = knobs.to_cli("oracle-8gaussians", 100).split()
+    command = shlex.split(knobs.to_cli("oracle-8gaussians", 100))
     assert command[0] == "explorer"
     result = CliRunner().invoke(cli.app, [*command[1:], "--json"])
     assert result.exit_code == 0, result.output
@@ -360,3 +362,51 @@ def test_copied_python_of_a_tuned_unet_rebuilds_the_sampler(unet):
     model, sampler = knobs.build(unet)
     assert seen["sampler"] == sampler
     assert seen["model"].scale == model.scale and seen["model"].base.scales == model.base.scales
+
+
+def test_a_sampler_of_ones_own_takes_the_place_of_its_knobs(plain):
+    own = ScaleTimeSampler.plain([0.98, 0.4, 0.0])
+    knobs = SamplerKnobs.for_model(
+        plain, own=own.to_json(), solver="edm-stochastic", sigma_min=2.0, sigma_max=1.0, restarts=2
+    )
+    assert knobs.build(plain) == (plain, own), "and what those contradict does not matter"
+    other = SamplerKnobs.for_model(plain, own=f"  {own.to_json()} ", n_steps=3)
+    assert knobs.key() == other.key() and "scale-time rk2" in knobs.describe(plain)
+    at_rest = knobs.inapplicable(plain)
+    assert {"solver", "n_steps", "nodes", "restarts", "s_churn"} <= set(at_rest) and "own" not in at_rest
+    assert "scale-time rk2" in at_rest["solver"]
+    (text,) = (c for c in knobs.controls(plain) if c.name == "own")
+    assert text.kind == "text" and text.value == own.to_json()
+    for bad in ("{", "{}", 3):
+        with pytest.raises((BadValue, UnknownName)):
+            SamplerKnobs(own=bad)
+    jump = load("toy-8gaussians-cd")
+    with pytest.raises(BadValue, match="no ODE for the sampler of your own"):
+        knobs.build(jump)
+    fitted, notes = SamplerKnobs.for_model(jump, own=own.to_json()).fitted(jump)
+    assert fitted.own == "" and "put aside" in " ".join(notes)
+
+
+def test_layers_are_left_out_inside_guidance_and_over_skips(unet):
+    knobs = SamplerKnobs.for_model(unet, layers="0.5: 1;9: 0 2", guidance=2.0, rho_bottom=0.8)
+    assert knobs.layers == "9.0: 0 2; 0.5: 1"
+    model, _ = knobs.build(unet)
+    assert (
+        isinstance(model, Guided) and isinstance(model.base, LayersLeftOut) and isinstance(model.base.base, SkipTuned)
+    )
+    assert model.base.left_out_at(9.0) == {0, 2} and model.base.left_out_at(0.1) == {1}
+    assert knobs.key() != SamplerKnobs.for_model(unet, guidance=2.0, rho_bottom=0.8).key()
+    assert SamplerKnobs(layers="9: ; 0.5:").layers == "", "nothing left out is nothing said"
+    for bad in ("9 0 2", "9: x", "-1: 2", "9: -2", 4):
+        with pytest.raises(BadValue, match="layers"):
+            SamplerKnobs(layers=bad)
+    with pytest.raises(BadValue, match="99 is none of them"):
+        SamplerKnobs.for_model(unet, layers="9: 99").build(unet)
+    fitted, notes = SamplerKnobs.for_model(unet, layers="9: 99").fitted(unet)
+    assert fitted.layers == "" and "All layers act again" in " ".join(notes)
+
+
+def test_a_model_without_blocks_leaves_none_out(plain):
+    assert "no blocks" in SamplerKnobs().inapplicable(plain)["layers"]
+    with pytest.raises(BadValue, match="layers can be left out of"):
+        SamplerKnobs.for_model(plain, layers="1: 0").build(plain)

@@ -24,11 +24,12 @@ from explorer.apps.tuning.state import Tunings
 from explorer.apps.worker import Worker
 from explorer.errors import BadValue
 from explorer.knobs import SamplerKnobs
-from explorer.sampling import SOLVERS, OdeSampler, Seeds, TimeGrid
+from explorer.sampling import SOLVERS, ChainSampler, OdeSampler, ScaleTimeSampler, Seeds, TimeGrid
 from explorer.sampling.restart import Restart, RestartSampler
 from explorer.trajectory import local_error, record
 from explorer.tuning import Guidance, Layers, Skips, Trial, TruncationError, Tuned
 from explorer.tuning import Setting as Tunable
+from explorer.tuning.genome import layers_used
 
 MODEL = "oracle-8gaussians"
 SMALL = (
@@ -115,21 +116,31 @@ def test_knobs_and_settings_of_the_engine_mean_the_same_and_come_back(values):
     assert bridge.tunable(again, model) == setting and again.seed == 7
 
 
-def test_what_the_lab_has_no_knob_for_is_named():
-    model, base = catalogue.model("digits"), SamplerKnobs.for_model(catalogue.model("digits"))
+def test_a_sampler_without_knobs_of_its_own_comes_to_the_lab_as_it_is():
+    model, base = catalogue.model("digits"), SamplerKnobs.for_model(catalogue.model("digits"), n_steps=4)
     grid, heun = TimeGrid.karras(4, 0.002, 80.0), SOLVERS["heun"]()
     plain = OdeSampler(heun, grid)
-    ones = (1.0,) * model.n_skips
+    left_out = Layers(((80.0, ()), (1.0, (2, 5))))
     cases = (
-        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0), Restart(2, 1, 2.0, 9.0)), heun)), "RestartSampler"),
-        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0, rho=3.0),), heun)), "rho 7"),
-        (Tunable(plain, (Skips(ones, (0.1, 2.0)),)), "interval"),
-        (Tunable(plain, (Layers(((1.0, (2,)),)),)), "without layers 2"),
-        (Tunable(OdeSampler(heun, TimeGrid((3.0, 1.0)))), "σ = 0"),
+        (Tunable(ScaleTimeSampler.plain([0.98, 0.4, 0.0])), "scale-time rk2"),
+        (Tunable(ChainSampler((900, 500, 100))), "chain ddim"),
+        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0), Restart(2, 1, 2.0, 9.0)), heun)), "restart heun"),
+        (Tunable(RestartSampler(grid, (Restart(2, 1, 0.1, 1.0, rho=3.0),), heun)), "restart heun"),
+        (Tunable(OdeSampler(heun, TimeGrid((3.0, 1.0)))), "heun"),
+        (Tunable(plain, (left_out,)), "layers left out"),
+        (Tunable(plain, (Skips((0.9,) * model.n_skips), left_out, Guidance(1.5))), "layers left out"),
     )
     for setting, words in cases:
-        with pytest.raises(BadValue, match=words):
-            bridge.knobs_for(setting, base, model)
+        knobs = bridge.knobs_for(setting, base, model)
+        assert words in knobs.describe(model) and bridge.tunable(knobs, model) == setting
+        spelled = settings.spell(settings.Setting.of("digits", knobs))
+        again = settings.read(settings.split(settings.join("lab", spelled)))
+        assert again.knobs.key() == knobs.key(), "an address holds it"
+        built, sampler = again.knobs.build(model)
+        wrapped, same = setting.on(model)
+        assert sampler == same and sampler.nfe(built) == same.nfe(wrapped)
+    with pytest.raises(BadValue, match="interval"):
+        bridge.knobs_for(Tunable(plain, (Skips((0.9,) * model.n_skips, (0.1, 2.0)),)), base, model)
 
 
 def test_a_watched_model_answers_the_same_counts_for_itself_and_is_interrupted():
@@ -221,6 +232,69 @@ def test_a_search_by_gradient_goes_through_the_watched_model(desk, monkeypatch):
     page.send("set", knob="solver", value="unipc")
     (offer,) = [m for m in page.lab.form.data["methods"] if m["name"] == "gradient"]
     assert "not written out" in offer["reason"]
+
+
+def test_a_bespoke_solver_is_learnt_shown_without_ticks_and_taken_to_the_lab(desk, monkeypatch):
+    monkeypatch.setattr(plan_module, "BESPOKE", 20)
+    page = desk(SMALL.replace("n_steps=3", "n_steps=4"))
+    page.send("choose", name="what", value="solver")
+    page.send("choose", name="method", value="bespoke")
+    page.send("start")
+    page.until(lambda: page.state == "done")
+    assert page.store.error is None and len(page.store.trials) == 4
+    page.send("pick", number=3)
+    found = page.store.trials[3].setting
+    assert isinstance(found.sampler, ScaleTimeSampler) and page.store.trials[3].nfe == 4
+    page.until(lambda: page.lab.steps.data["other"] and page.lab.steps.data["other"]["errors"])
+    other = page.lab.steps.data["other"]
+    assert len(other["nodes"]) == 2 == len(other["errors"]["mean"]) and "scale of its own" in other["fixed"]
+    assert not page.lab.steps.data["fixed"], "the baseline's ticks can still be dragged"
+    lab = settings.read(settings.split(page.lab.top.data["link"]))
+    assert lab.knobs.own_sampler() == found.sampler
+    for count, (form, words) in enumerate((("python", "scale-time"), ("json", "scale-time")), 1):
+        page.send("export", form=form)
+        page.until(lambda count=count: page.lab.top.file.get("serial") == count)
+        assert words in page.lab.top.file["text"]
+    page.send("export", form="diffusers")
+    page.until(lambda: page.store.error is not None)
+    assert "no rule that is ScaleTime" in page.error
+    page.send("take")  # the next search starts from it, and its ticks are fixed
+    assert page.store.start_setting == found and "scale of its own" in page.lab.steps.data["fixed"]
+    reasons = {o["name"]: o["reason"] for o in page.lab.form.data["whats"]}
+    assert "no grid" in reasons["schedule"] and not reasons["solver"]
+    before = page.lab.steps.data["nodes"]
+    page.send("preview", knob="nodes", value=[20.0, 1.0])
+    assert page.lab.steps.data["nodes"] == before and not page.lab.steps.data["dragged"]
+    page.send("nfe", value=4)
+    assert page.store.knobs.own == "" and page.store.knobs.n_steps == 4
+
+
+def test_layers_are_left_out_by_a_search_and_their_map_is_shown(desk, monkeypatch):
+    monkeypatch.setattr(plan_module, "LEFT_OUT", (0.0, 0.9))
+    ask = "tuning?model=digits&solver=euler&n_steps=2&u.what=layers&u.n=32&u.trials=44&u.objective=truncation&label=1"
+    page = desk(ask.replace("44", "9"))
+    assert "allow at least 44" in page.lab.form.data["blocked"]
+    page.send("start")
+    assert "at least 44" in page.error and not page.store.searches.busy
+    page.send("choose", name="trials", value=44)
+    assert not page.lab.form.data["blocked"] and page.store.plan.method == "autodiffusion"
+    page.send("start")
+    page.until(lambda: page.state == "done")
+    layered = [t for t in page.store.trials if t.setting.wrapper(Layers) is not None]
+    assert layered and not any(t.failed for t in page.store.trials)
+    page.send("pick", number=0)
+    assert page.lab.layers.data == {}
+    page.send("pick", number=layered[-1].number)
+    shown, model = page.lab.layers.data, catalogue.model("digits")
+    levels = layered[-1].setting.wrapper(Layers).levels
+    assert shown["blocks"] == list(model.net.layer_names)
+    assert [(c["sigma"], tuple(c["out"])) for c in shown["levels"]] == [(s, out) for s, out in levels]
+    assert shown["acting"] == layers_used(layered[-1].setting, model.n_layers) <= shown["full"]
+    lab = settings.read(settings.split(page.lab.top.data["link"]))
+    taken = bridge.tunable(lab.knobs, model)
+    assert taken.wrappers == layered[-1].setting.wrappers
+    # an address holds twelve digits of a level
+    assert taken.sampler.grid.times == pytest.approx(layered[-1].setting.sampler.grid.times, rel=1e-11)
 
 
 def test_a_search_of_guidance_moves_away_from_the_baselines_guide(desk):

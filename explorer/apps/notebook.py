@@ -334,6 +334,8 @@ def _widget(c: Control) -> w.Widget:
         return w.Dropdown(options=list(zip(c.names, c.choices, strict=True)), value=c.value, **common)
     if c.kind == "nodes":
         return w.Text(value=_levels(c.value), placeholder="σ, σ, … from high to low", continuous_update=False, **common)
+    if c.kind == "text":
+        return w.Textarea(value=c.value, rows=1, continuous_update=False, **common)
     if c.kind == "bank":
         bar = {"min": c.low, "max": c.high, "step": c.step, "orientation": "vertical", "continuous_update": False}
         values = zip(c.names, c.value, strict=True)

@@ -16,7 +16,7 @@ from explorer.knobs import SamplerKnobs
 from explorer.live import Live
 from explorer.metrics.base import Estimate, Metric
 from explorer.models.base import Model, affine
-from explorer.sampling import Seeds, denoised_of, labels_for
+from explorer.sampling import Seeds, denoised_of, labels_for, sigmas_of
 
 N_PARTICLES = 400
 FIELD_SIDE = 18
@@ -153,7 +153,7 @@ def film(model: Model, sampler, seed: int, labels, job: Job) -> Film:
         sigmas.append(path.ratio_at(t if step.t_from is None else step.t_from))
 
     end = sampler.sample(model, seeds.normal(tuple(model.shape)), cond, rng=seeds, observe=watched(job, see))
-    return Film(seed, [*sigmas, sampler.grid.sigmas(path)[-1]], torch.stack([*frames, end[0].float()]))
+    return Film(seed, [*sigmas, sigmas_of(sampler, model)[-1]], torch.stack([*frames, end[0].float()]))
 
 
 @torch.inference_mode()
@@ -182,4 +182,4 @@ def plane(model: Model, sampler, knobs: SamplerKnobs, extent: float, job: Job) -
 
     end = sampler.sample(model, seeds.normal(tuple(model.shape)), cond, rng=seeds, observe=watched(job, see))
     states.append((end / scale(0.0)).float())
-    return Plane(torch.stack(states), [*sigmas, sampler.grid.sigmas(path)[-1]], torch.stack(fields), extent)
+    return Plane(torch.stack(states), [*sigmas, sigmas_of(sampler, model)[-1]], torch.stack(fields), extent)

@@ -20,7 +20,7 @@ from explorer.errors import BadFile, BadValue, ExplorerError
 from explorer.knobs import SamplerKnobs
 from explorer.live import Live, quality
 from explorer.models.base import Denoiser
-from explorer.sampling import Seeds, labels_for
+from explorer.sampling import Seeds, labels_for, sigmas_of
 
 N_PREVIEW = 16
 N_ROWS = 60  # settings that are remembered
@@ -119,7 +119,7 @@ class Session(Store):
             model, sampler = knobs.build(self.model)
         except ExplorerError:
             return
-        sigmas = sampler.grid.sigmas(sampler.path_on(model))
+        sigmas = list(sigmas_of(sampler, model))
         self.ghost = Ghost(sigmas, self.ghost.x if self.ghost else None)
         self.changed("ghost")
         name = self.model_name

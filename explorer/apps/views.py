@@ -17,6 +17,7 @@ from explorer.apps.session import Session
 from explorer.apps.settings import N_CHOICES, Setting
 from explorer.knobs import GROUPS
 from explorer.metrics.base import Estimate, plus_minus
+from explorer.sampling import sigmas_of
 
 N_COLORS = 6
 COLUMNS = 8
@@ -137,12 +138,16 @@ def knobs_data(session: Session) -> dict:
             gists[group] = " · ".join(
                 _gist(by_name[m])
                 for m in members
-                if m in active and not by_name[m]["reason"] and by_name[m]["kind"] not in ("bank", "nodes")
+                if m in active and not by_name[m]["reason"] and by_name[m]["kind"] not in ("bank", "nodes", "text")
             )
     if knobs.nodes is not None:
         gists["Schedule"] = f"own σ, {len(knobs.nodes)} steps"
+    if knobs.own:
+        gists |= {"Solver": knobs.said_own(), "Schedule": "in the own sampler", "Churn": "", "Restart": ""}
     if model.n_skips and knobs.skip_bank is not None:
         gists["Skip-tuning"] = "own bank"
+    if knobs.layers:
+        gists["Layers"] = "some left out"
     return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}
 
 
@@ -339,7 +344,7 @@ def _steps(session: Session, result: Result | None) -> dict | None:
     model = catalogue.model(setting.model)
     try:
         sampler = setting.knobs.build(model)[1]
-        sigmas = sampler.grid.sigmas(model.path)
+        sigmas = list(sigmas_of(sampler, model))
     except ValueError:
         return None
     geometry = None if result.live is None else result.live.geometry

@@ -78,7 +78,7 @@ def knob_parameters() -> Iterator[inspect.Parameter]:
         elif isinstance(knob, param.List):
             say = "Numbers separated by commas."
         elif isinstance(knob, param.String):
-            complete = denoisers
+            complete = denoisers if name == "guide" else None
         else:
             kind = int if isinstance(knob, param.Integer) else float
             low, high = knob.bounds

@@ -24,14 +24,24 @@ if TYPE_CHECKING:
     from explorer.tuning import Objective, Setting, SharedStudy, Study, Trial, Tuned, Tuner
 
 WHATS = ("schedule", "solver", "skip", "layers", "guidance", "restart", "weights", "joint")
-METHODS = ("coordinate", "cma", "tpe", "nsga2", "halving", "dp", "ays", "gradient", "bespoke", "autodiffusion")
+METHODS = (
+    "coordinate",
+    "cma",
+    "tpe",
+    "nsga2",
+    "halving",
+    "dp",
+    "ays",
+    "gradient",
+    "decoupled",
+    "bespoke",
+    "autodiffusion",
+)
 SHARED = ("tpe", "nsga2")
 OBJECTIVES = ("truncation", "fd", "kid", "w2", "sw2", "local")
 EXPORTS = ("python", "k-diffusion", "diffusers")
 FIRST_SEED = 1_000_000_000
 """Searches draw from here on, ten million seeds apart; reports and other commands from 0."""
-LEFT_OUT = (0.0, 0.25)
-"""Share of a network's blocks that a step may leave out."""
 
 
 def tune(
@@ -394,13 +404,14 @@ def tuner_of(
         return t.Halving(settings=t.every_solver(model, nfe))
     if what == "layers" or method == "autodiffusion":
         return evolution(model, what, method, budget, first)
-    if method in ("dp", "ays", "gradient"):
+    if method in ("dp", "ays", "gradient", "decoupled"):
         if what != "schedule":
             raise BadValue(f"--method {method} computes schedules: use it with --what schedule")
-        if method == "gradient":
+        if method in ("gradient", "decoupled"):
             from explorer.tuning.gradient import Gradient
 
-            return Gradient(free_start=True, every=max(10, -(-300 // spread)))
+            apart = {"decoupled": True} if method == "decoupled" else {}
+            return Gradient(free_start=True, every=max(10, -(-300 // spread)), **apart)
         return t.DynamicProgram() if method == "dp" else t.AlignSteps()
     if what == "weights" and run is None:
         raise BadValue("weights are combined from the snapshots of a run: name its folder with --run")
@@ -434,7 +445,7 @@ def tuner_of(
 def evolution(model, what: str, method: str | None, budget: int, first: Setting) -> Tuner:
     """AutoDiffusion's search, sized for the budget."""
     from explorer.papers.autodiffusion import sized
-    from explorer.tuning.genome import genome_of
+    from explorer.tuning.genome import LEFT_OUT, enough_for_layers, genome_of
 
     if what not in ("schedule", "layers") or method not in (None, "autodiffusion"):
         raise BadValue(
@@ -443,6 +454,8 @@ def evolution(model, what: str, method: str | None, budget: int, first: Setting)
     genome_of(first, model)
     if what == "layers" and model.n_layers == 0:
         raise BadValue(f"{model.name or 'this model'} has no layers to leave out: choose a U-Net")
+    if what == "layers":
+        enough_for_layers(budget)
     return sized(budget, LEFT_OUT if what == "layers" else (0.0, 0.0))
 
 

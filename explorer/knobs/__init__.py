@@ -7,6 +7,16 @@ floors 1 and 2 understand, a wrapped model and a `Sampler`.
 from explorer.knobs.controls import Control
 from explorer.knobs.guides import able_to_guide, guides_for
 from explorer.knobs.sampler import SamplerKnobs
-from explorer.knobs.table import GROUPS, names, used_by
+from explorer.knobs.table import GROUPS, levels_left_out, names, told_layers, used_by
 
-__all__ = ["GROUPS", "Control", "SamplerKnobs", "able_to_guide", "guides_for", "names", "used_by"]
+__all__ = [
+    "GROUPS",
+    "Control",
+    "SamplerKnobs",
+    "able_to_guide",
+    "guides_for",
+    "levels_left_out",
+    "names",
+    "told_layers",
+    "used_by",
+]

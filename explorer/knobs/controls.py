@@ -20,8 +20,8 @@ class Control:
     """One knob as a front end needs it: what to draw, where it may go, and why it may be at rest.
 
     Attributes:
-        kind: "choice", "integer", "number", "bank" (a list of numbers, one per named skip connection) or "nodes" (falling noise
-            levels; an empty list where the grid is a named one).
+        kind: "choice", "integer", "number", "text", "bank" (a list of numbers, one per named skip connection) or "nodes" (falling
+            noise levels; an empty list where the grid is a named one).
         low, high, step: range of a number; None for a choice.
         log: whether a slider should be logarithmic; then 0, where it is in range, is the slider's left end.
         choices: values of a choice; `names` are the words to show for them (or for a bank's bars).
@@ -69,6 +69,8 @@ def controls(knobs: SamplerKnobs, model: Model) -> list[Control]:
             elif name == "guide":
                 others = tuple(dict.fromkeys((*guides_for(model), *filter(None, (value,)))))
                 out.append(Control(kind="choice", choices=("", *others), names=("none", *others), **common))
+            elif name in ("own", "layers"):
+                out.append(Control(kind="text", **common))
             elif name == "nodes":
                 out.append(Control(kind="nodes", unit="σ", **{**common, "value": value or []}))
             elif name == "skip_bank":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from explorer.knobs.table import levels_left_out
 from explorer.sampling import GRIDS
 from explorer.sampling.grids import WARPED
 
@@ -21,6 +23,8 @@ def python(knobs: SamplerKnobs, model_name: str, n: int) -> str:
         ends = f"rho_bottom={knobs.rho_bottom!r}, rho_top={knobs.rho_top!r}"
         scales = ends if knobs.skip_bank is None else repr([float(s) for s in knobs.skip_bank])
         lines.append(f"model = ex.SkipTuned(model, {scales})")
+    if knobs.layers:
+        lines.append(f"model = ex.LayersLeftOut(model, {list(levels_left_out(knobs.layers))!r})")
     low, high = knobs.interval
     interval = f"interval=({low!r}, " + ('float("inf"))' if math.isinf(high) else f"{high!r})")
     worse = f'ex.load("{knobs.guide}")'
@@ -31,17 +35,7 @@ def python(knobs: SamplerKnobs, model_name: str, n: int) -> str:
         lines.append(f"model = ex.Guided(model, {knobs.guide_weight!r}, {worse}, {interval})")
     elif knobs.guidance != 1:
         lines.append(f"model = ex.Guided(model, {knobs.guidance!r}, {interval})")
-    if knobs.nodes is not None:
-        lines.append(f"grid = ex.TimeGrid({tuple(knobs.time_grid().times)!r})")
-    else:
-        warp = f", rho={knobs.rho!r}" if knobs.grid in WARPED else ""
-        ends = f"{knobs.n_steps}, {knobs.sigma_min!r}, {knobs.sigma_max!r}{warp}"
-        lines.append(f"grid = ex.TimeGrid.{GRIDS[knobs.grid].__name__}({ends})")
-    solver = f"ex.{knobs.built_solver()!r}"
-    if knobs.restarts:
-        lines.append(f"sampler = ex.RestartSampler(grid, (ex.{knobs.restart!r},), {solver})")
-    else:
-        lines.append(f"sampler = ex.OdeSampler({solver}, grid)")
+    lines += _sampler(knobs)
     label = "" if knobs.label is None else f", label={knobs.label}"
     lines += [
         f"for live in ex.quality(model, sampler, ex.metric_for(model), n={n}, start_seed={knobs.seed}{label}):",
@@ -50,13 +44,29 @@ def python(knobs: SamplerKnobs, model_name: str, n: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _sampler(knobs: SamplerKnobs) -> list[str]:
+    """Lines that end with `sampler` bound."""
+    if knobs.own:
+        return [f"sampler = ex.sampler_from_json({knobs.own!r})"]
+    if knobs.nodes is not None:
+        grid = f"grid = ex.TimeGrid({tuple(knobs.time_grid().times)!r})"
+    else:
+        warp = f", rho={knobs.rho!r}" if knobs.grid in WARPED else ""
+        ends = f"{knobs.n_steps}, {knobs.sigma_min!r}, {knobs.sigma_max!r}{warp}"
+        grid = f"grid = ex.TimeGrid.{GRIDS[knobs.grid].__name__}({ends})"
+    solver = f"ex.{knobs.built_solver()!r}"
+    if knobs.restarts:
+        return [grid, f"sampler = ex.RestartSampler(grid, (ex.{knobs.restart!r},), {solver})"]
+    return [grid, f"sampler = ex.OdeSampler({solver}, grid)"]
+
+
 def command(knobs: SamplerKnobs, model_name: str, n: int) -> str:
     """Command that prints the number on screen."""
     parts = ["explorer", "eval", model_name]
     for name, value in knobs.active().items():
         if name in ("solver", "n_steps", "sigma_min", "sigma_max", "seed") or value != knobs.param[name].default:
             text = ",".join(map(_short, value)) if isinstance(value, list) else _short(value)
-            parts += [FLAGS.get(name, "--" + name.replace("_", "-")), text]
+            parts += [FLAGS.get(name, "--" + name.replace("_", "-")), shlex.quote(text)]
     return " ".join([*parts, "--n", str(n)])
 
 

@@ -25,14 +25,25 @@ from explorer.knobs.table import (
     Declared,
     checked,
     clip,
+    levels_left_out,
     names,
     used_by,
 )
 from explorer.models.base import FlowMap, Model
 from explorer.models.flow_maps import ConsistencyModel
 from explorer.models.guidance import MultiGuided
-from explorer.models.wrappers import Guided, SkipTuned, skip_schedule
-from explorer.sampling import GRIDS, SOLVERS, OdeSampler, Sampler, Solver, TimeGrid, device_of, labels_of
+from explorer.models.wrappers import Guided, LayersLeftOut, SkipTuned, skip_schedule
+from explorer.sampling import (
+    GRIDS,
+    SOLVERS,
+    OdeSampler,
+    Sampler,
+    Solver,
+    TimeGrid,
+    device_of,
+    labels_of,
+    sampler_from_json,
+)
 from explorer.sampling.grids import WARPED
 from explorer.sampling.restart import Restart, RestartSampler
 
@@ -73,7 +84,10 @@ class SamplerKnobs(Declared):
             out |= dict.fromkeys(SPACING, "The grid is one of your own (own σ); reset it to use this.")
         elif self.grid not in WARPED:
             out["rho"] = f"The {self.grid} grid has no warp; choose {' or '.join(sorted(WARPED))}."
-        if isinstance(model, FlowMap):
+        if self.own:
+            said = f"The sampler is one of your own ({self.said_own()}): clear it (own, under Solver) to use this."
+            out |= dict.fromkeys((*OWNED, "nodes"), said)
+        elif isinstance(model, FlowMap):
             out |= dict.fromkeys(RESTART, f"{_said(model)} is a flow map: there is no way down to take again.")
         elif self._draws_noise:
             out |= dict.fromkeys(
@@ -96,6 +110,8 @@ class SamplerKnobs(Declared):
             out |= dict.fromkeys(SKIPS, f"{_said(model)} has no skip connections.")
         elif self.skip_bank is not None:
             out |= dict.fromkeys(("rho_bottom", "rho_top"), "The bank below sets each block; reset it to use this.")
+        if model.n_layers == 0:
+            out["layers"] = f"{_said(model)} has no blocks to leave out."
         return out
 
     def fitted(self, model: Model) -> tuple[SamplerKnobs, list[str]]:
@@ -121,6 +137,12 @@ class SamplerKnobs(Declared):
             if self.restarts:
                 values["restarts"] = 0
                 notes.append(f"Restarts are off: {_said(model)} is a flow map.")
+        if self.own and isinstance(model, FlowMap) != _jumps(self.own_sampler()):
+            values["own"] = ""
+            notes.append(f"The sampler of your own is put aside: {_said(model)} cannot be sampled so.")
+        if self.layers and (reason := self._layers_problem(model)):
+            values["layers"] = ""
+            notes.append(f"All layers act again: {reason}")
         low, high = model.sigma_range
         if self.nodes is not None and not low * (1 - 1e-6) <= self.nodes[-1] <= self.nodes[0] <= high * (1 + 1e-6):
             values["nodes"] = None
@@ -135,22 +157,23 @@ class SamplerKnobs(Declared):
 
     def check(self, model: Model) -> None:
         """Raises BadValue, in one sentence, where the values contradict each other or the model."""
-        if self.nodes is None and self.sigma_min >= self.sigma_max:
+        if self.nodes is None and not self.own and self.sigma_min >= self.sigma_max:
             raise BadValue(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g}).")
         if isinstance(model, FlowMap):
-            if self.solver != "jump":
+            if not _jumps(self.own_sampler()) if self.own else self.solver != "jump":
+                has = "the sampler of your own" if self.own else self.solver
                 raise BadValue(
-                    f"{_said(model)} is a flow map and has no ODE for {self.solver} to solve: choose the solver jump."
+                    f"{_said(model)} is a flow map and has no ODE for {has} to solve: choose the solver jump."
                 )
             if self.guidance != 1 or self.has_guide:
                 what = f"guidance {self.guidance:g}" if self.guidance != 1 else f"the guide {self.guide}"
                 raise BadValue(f"{what} mixes denoisers, and {_said(model)} is a flow map: leave it out.")
-            if self.restarts:
+            if self.restarts and not self.own:
                 raise BadValue(f"{_said(model)} is a flow map, with no way down to take again: set restarts to 0.")
         known = getattr(SOLVERS[self.solver], "variants", ())
-        if known and self.variant not in ("default", *known):
+        if not self.own and known and self.variant not in ("default", *known):
             raise BadValue(f"{self.solver} has no variant {self.variant}: choose {', '.join(known)}, or default.")
-        if "s_min" in used_by(self.solver) and self.s_min > self.s_max:
+        if not self.own and "s_min" in used_by(self.solver) and self.s_min > self.s_max:
             raise BadValue(f"s_min ({self.s_min:g}) must not be above s_max ({self.s_max:g}).")
         if self.guidance != 1 and model.n_classes == 0:
             raise BadValue(
@@ -176,6 +199,16 @@ class SamplerKnobs(Declared):
             raise BadValue(
                 f"skip_bank has {len(self.skip_bank)} factors, {_said(model)} has {model.n_skips} skip connections."
             )
+        if self.layers and (reason := self._layers_problem(model)):
+            raise BadValue(reason)
+
+    def _layers_problem(self, model: Model) -> str:
+        """Why the layers that are left out do not fit the model; "" where they do."""
+        try:
+            LayersLeftOut(_inner(model), levels_left_out(self.layers))
+        except BadValue as error:
+            return str(error)
+        return ""
 
     def skip_scales(self, n_skips: int) -> list[float] | None:
         """Factor of each skip connection, deepest first; None when all are 1."""
@@ -184,17 +217,20 @@ class SamplerKnobs(Declared):
         return None if all(s == 1 for s in scales) else scales
 
     def build(self, model: Model) -> tuple[Model, Sampler]:
-        """The model with skip-tuning, then guidance, around it, and the sampler these knobs describe.
+        """The model with skip-tuning, layers left out, then guidance, around it, and the sampler these knobs describe.
 
         Raises:
             BadValue: values that contradict each other or the model.
         """
         self.check(model)
         scales = self.skip_scales(model.n_skips)
+        inner = _inner(model)
         if scales is not None:
-            inner = model.inner if isinstance(model, ConsistencyModel) else model
-            tuned = SkipTuned(inner, scales)
-            model = tuned if inner is model else ConsistencyModel(tuned, name=model.name)
+            inner = SkipTuned(inner, scales)
+        if self.layers:
+            inner = LayersLeftOut(inner, levels_left_out(self.layers))
+        if inner is not _inner(model):
+            model = ConsistencyModel(inner, name=model.name) if isinstance(model, ConsistencyModel) else inner
         guides = [(None, self.guidance)] if self.guidance != 1 else []
         if self.has_guide:
             guides.append((worse(self.guide, device_of(model)), self.guide_weight))
@@ -203,6 +239,8 @@ class SamplerKnobs(Declared):
             model = Guided(model, weight, guide, self.interval)
         elif guides:
             model = MultiGuided(model, guides, self.interval)
+        if self.own:
+            return model, self.own_sampler()
         solver, grid = self.built_solver(), self.time_grid()
         return model, RestartSampler(grid, (self.restart,), solver) if self.restarts else OdeSampler(solver, grid)
 
@@ -223,6 +261,12 @@ class SamplerKnobs(Declared):
     def active(self) -> dict[str, Any]:
         """Values that have an effect with the present solver and grid, whatever the model."""
         out, used = self.to_dict(), used_by(self.solver)
+        for name in ("own", "layers"):
+            if not out[name]:
+                del out[name]
+        if self.own:
+            out = {name: value for name, value in out.items() if name not in (*OWNED, "nodes")}
+            return self._around(out)
         for name in OF_SOLVER:
             if name not in used:
                 del out[name]
@@ -234,6 +278,10 @@ class SamplerKnobs(Declared):
         if self.restarts == 0:
             for name in RESTART:
                 del out[name]
+        return self._around(out)
+
+    def _around(self, out: dict[str, Any]) -> dict[str, Any]:
+        """Without what does not act around the model."""
         if self.guidance == 1:
             del out["guidance"]
         if not self.has_guide:
@@ -275,7 +323,9 @@ class SamplerKnobs(Declared):
         base = self.defaults(model)
         active = self.active()
         parts = [f"{self.solver} {self.n_steps if self.nodes is None else len(self.nodes)}"]
-        if self.nodes is not None:
+        if self.own:
+            parts = [self.said_own()]
+        elif self.nodes is not None:
             parts.append("own σ")
         elif self.grid != base["grid"]:
             parts.append(self.grid)
@@ -295,7 +345,7 @@ class SamplerKnobs(Declared):
         ):
             if name in active and active[name] != base[name]:
                 parts.append(f"{TITLES.get(name, name)} {active[name]:.3g}")
-        if self.restarts:
+        if self.restarts and not self.own:
             parts.append(f"restart {self.restarts} × {self.restart_lo:.3g} to {self.restart_hi:.3g}")
         if self.has_guide:
             parts.append(f"guide {self.guide} {self.guide_weight:.3g}")
@@ -303,6 +353,8 @@ class SamplerKnobs(Declared):
             parts.append(f"class {self.label}")
         if self.skip_bank is not None:
             parts.append("skip bank")
+        if self.layers:
+            parts.append("layers left out")
         return " · ".join(parts).replace("weight w", "w")
 
     def controls(self, model: Model) -> list[Control]:
@@ -336,6 +388,16 @@ class SamplerKnobs(Declared):
         high = math.inf if self.guidance_hi >= self.param.guidance_hi.bounds[1] else float(self.guidance_hi)
         return float(self.guidance_lo), high
 
+    def own_sampler(self) -> Sampler | None:
+        """The sampler of `own`; None where the other knobs describe one."""
+        return sampler_from_json(self.own) if self.own else None
+
+    def said_own(self) -> str:
+        """A few words for the sampler of `own`: "scale-time rk2"."""
+        about = json.loads(self.own)
+        name = about.get("solver", {}).get("name", about["sampler"])
+        return name if about["sampler"] == "ode" else f"{about['sampler']} {name}"
+
     def built_solver(self) -> Solver:
         """The solver with its fields."""
         given = {field: getattr(self, knob) for knob, field in used_by(self.solver).items()}
@@ -347,6 +409,20 @@ class SamplerKnobs(Declared):
             return TimeGrid((*map(float, self.nodes), 0.0))
         warp = (self.rho,) if self.grid in WARPED else ()
         return GRIDS[self.grid](self.n_steps, self.sigma_min, self.sigma_max, *warp)
+
+
+OWNED = ("solver", *OF_SOLVER, *SPACING, *RESTART)
+"""Knobs whose place a sampler of one's own takes, as it takes that of the nodes."""
+
+
+def _inner(model: Model) -> Model:
+    """The denoiser inside a consistency model, or the model itself."""
+    return model.inner if isinstance(model, ConsistencyModel) else model
+
+
+def _jumps(sampler: Sampler | None) -> bool:
+    """Whether a flow map can be sampled so."""
+    return isinstance(sampler, OdeSampler) and isinstance(sampler.solver, SOLVERS["jump"])
 
 
 def _said(model: Model) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
@@ -11,15 +12,16 @@ import param
 
 from explorer.errors import BadValue, UnknownName
 from explorer.models import bundled
-from explorer.sampling import GRIDS, SOLVERS
+from explorer.sampling import GRIDS, SOLVERS, sampler_from_json
 
 GROUPS = {
-    "Solver": ("solver", "n_steps", "order", "variant", "alpha"),
+    "Solver": ("solver", "n_steps", "order", "variant", "alpha", "own"),
     "Schedule": ("grid", "rho", "sigma_min", "sigma_max", "nodes"),
     "Churn": ("eta", "s_churn", "s_min", "s_max", "s_noise"),
     "Restart": ("restarts", "restart_points", "restart_lo", "restart_hi"),
     "Guidance": ("guidance", "guide", "guide_weight", "guidance_lo", "guidance_hi"),
     "Skip-tuning": ("rho_bottom", "rho_top", "skip_bank"),
+    "Layers": ("layers",),
     "Class": ("label",),
 }
 CHURN = GROUPS["Churn"]
@@ -59,6 +61,8 @@ TITLES = {
     "rho_bottom": "ρ bottom",
     "rho_top": "ρ top",
     "skip_bank": "per block",
+    "own": "own",
+    "layers": "left out",
     "nodes": "own σ",
     "label": "class",
 }
@@ -100,6 +104,11 @@ class Declared(param.Parameterized):
         step=0.01,
         doc="Where the second slope of the two-stage family is taken: 1 is Heun, 2/3 Ralston, 1/2 the midpoint rule. "
         "Karras et al. 2022, arXiv 2206.00364, Algorithm 3.",
+    )
+    own = param.String(
+        default="",
+        doc="A sampler of one's own as JSON (Sampler.to_json), in place of every knob of solver, schedule, churn and restart: what "
+        "searches find that those knobs have no words for, such as a bespoke solver. Shaul et al. 2024, arXiv 2310.19075.",
     )
     grid = param.Selector(
         default="karras",
@@ -240,6 +249,11 @@ class Declared(param.Parameterized):
         doc="One factor per skip connection, from the deepest to the finest, each 0 to 1.5; takes the place of "
         "ρ bottom and ρ top. Ma et al. 2024, arXiv 2402.15170.",
     )
+    layers = param.String(
+        default="",
+        doc="Blocks of the network that are left out, by noise level: σ, a colon, and the blocks' numbers, levels parted by semicolons "
+        "(9.2: 3 14; 0.5: 7). A step leaves out what the level nearest to it does. Li et al. 2023, arXiv 2309.10438.",
+    )
     label = param.Integer(
         default=None,
         bounds=(-1, 9999),
@@ -298,6 +312,10 @@ def checked(name: str, value: Any) -> Any:
         return value
     if value is None and p.allow_None:
         return None
+    if name == "own":
+        return _sampler(value)
+    if name == "layers":
+        return told_layers(levels_left_out(value))
     if isinstance(p, param.String):
         if not isinstance(value, str) or (value and value not in bundled.names("denoiser")):
             raise UnknownName("guide", value, bundled.names("denoiser"))
@@ -324,6 +342,38 @@ def _falling(value: Any) -> list[float] | None:
     if any(a <= b for a, b in zip(listed[:-1], listed[1:], strict=True)):
         raise BadValue(f"nodes must fall from the highest noise level to the lowest, got {value!r}.")
     return [float(v) for v in listed] or None
+
+
+def _sampler(value: Any) -> str:
+    """The JSON of a sampler in its one form."""
+    if not isinstance(value, str):
+        raise BadValue(f"own must be the JSON of a sampler, got {value!r}.")
+    return sampler_from_json(value).to_json() if value.strip() else ""
+
+
+def levels_left_out(text: Any) -> tuple[tuple[float, tuple[int, ...]], ...]:
+    """What the knob `layers` says, as `LayersLeftOut` takes it: (sigma, numbers of blocks), the highest noise first.
+
+    Raises: BadValue.
+    """
+    try:
+        pairs = [part.split(":") for part in text.split(";") if part.strip()]
+        levels = [(float(sigma), tuple(sorted({int(i) for i in blocks.split()}))) for sigma, blocks in pairs]
+    except (AttributeError, ValueError):
+        raise BadValue(
+            f"layers must read like '9.2: 3 14; 0.5: 7', noise levels with numbers of blocks, got {text!r}."
+        ) from None
+    if any(not 0 < sigma < math.inf for sigma, _ in levels) or any(i < 0 for _, out in levels for i in out):
+        raise BadValue(f"layers are left out at positive noise levels, by their numbers from 0, got {text!r}.")
+    return tuple(sorted(levels, reverse=True))
+
+
+def told_layers(levels: Iterable[tuple[float, Iterable[int]]]) -> str:
+    """The inverse of `levels_left_out`; empty where no block is left out."""
+    levels = [(sigma, tuple(out)) for sigma, out in levels]
+    if not any(out for _, out in levels):
+        return ""
+    return "; ".join(f"{sigma!r}: {' '.join(map(str, out))}".rstrip() for sigma, out in levels)
 
 
 def _is_number(value: Any) -> bool:

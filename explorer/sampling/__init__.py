@@ -14,6 +14,7 @@ from explorer.sampling.samplers import (
     sample,
     sampler_from_dict,
     sampler_from_json,
+    sigmas_of,
 )
 from explorer.sampling.scale_time import ScaleTime, ScaleTimeSampler, Warp
 from explorer.sampling.seeds import Seeds
@@ -55,5 +56,5 @@ __all__ = [
     "GRIDS", "Heun", "Heun3", "IPNDM", "IPNDMv", "Jump", "Midpoint", "Observer", "OdeSampler", "PredictorCorrector", "RK4", "Restart",
     "RestartSampler", "SAMPLERS", "SOLVERS", "Sampler", "ScaleTime", "ScaleTimeSampler", "Seeds", "Solver", "Step", "TimeGrid", "UniPC",
     "Warp", "ablation_sampler", "denoised_of", "device_of", "grid", "labels_for", "labels_of", "noise_levels", "repeated",
-    "restart_preset", "sample", "sampler_from_dict", "sampler_from_json", "slope_of", "solve",
+    "restart_preset", "sample", "sampler_from_dict", "sampler_from_json", "sigmas_of", "slope_of", "solve",
 ]  # fmt: skip

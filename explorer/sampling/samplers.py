@@ -110,6 +110,16 @@ def sampler_from_json(text: str) -> Sampler:
         raise BadValue(f"not JSON: {error}") from error
 
 
+def sigmas_of(sampler: Sampler, model: Denoiser) -> tuple[float, ...]:
+    """EDM's sigma where the sampler's steps begin and end, falling; of restarts and adaptive steps that of the grid beneath."""
+    path = sampler.path_on(model)
+    grid = getattr(sampler, "grid", None)
+    if grid is not None:
+        return tuple(grid.sigmas(path))
+    times = sampler.times() if isinstance(sampler, ChainSampler) else sampler.solver.times
+    return tuple(path.ratio_at(t) for t in times)
+
+
 Labels = Tensor | int | None | Literal["balanced"]
 
 

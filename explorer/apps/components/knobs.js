@@ -142,8 +142,8 @@ export function render({ model, el }) {
   const tip = tooltip(pane);
 
   function explain(target, c) {
-    const range = c.kind === "choice" || c.kind === "nodes" ? "" : `${short(c.low)} to ${short(c.high)}${c.unit ? " " + c.unit : ""}`;
-    const base = c.kind === "nodes" ? "" : c.kind === "choice" || c.kind === "bank" ? c.names[c.choices.indexOf(c.default)] : short(c.default);
+    const range = ["choice", "nodes", "text"].includes(c.kind) ? "" : `${short(c.low)} to ${short(c.high)}${c.unit ? " " + c.unit : ""}`;
+    const base = c.kind === "nodes" || c.kind === "text" ? "" : c.kind === "choice" || c.kind === "bank" ? c.names[c.choices.indexOf(c.default)] : short(c.default);
     const facts = [range && `Range ${range}`, base && `default ${base}`, "double click resets"].filter(Boolean).join(" · ");
     const chosen = c.options?.[c.choices.indexOf(c.value)]?.doc;
     tip.show(target, h("div", {}, h("b", {}, c.title), ` ${c.doc}`), chosen ? h("div", { class: "chosen" }, h("b", {}, c.value), ` ${chosen}`) : "", h("div", { class: "range" }, facts), c.reason ? h("div", { class: "why" }, c.reason) : "");
@@ -164,18 +164,20 @@ export function render({ model, el }) {
       const choice = h("select", { id, class: "wide", "data-knob": c.name, onchange: () => set(c.choices[choice.selectedIndex]) }, c.names.map((name) => h("option", {}, name)));
       inputs = [choice];
       show = (x) => { choice.selectedIndex = x.choices.findIndex((v) => v === x.value); };
-    } else if (c.kind === "nodes") {
+    } else if (c.kind === "nodes" || c.kind === "text") {
+      const words = c.kind === "text";
       let typed = false;
       const done = () => {
         if (!typed) return;
         typed = false;
+        if (words) { set(field.value.trim()); return; }
         const levels = field.value.split(/[\s,;]+/).filter(Boolean).map(Number);
         set(levels.length ? levels : null);
       };
-      const field = h("input", { id, type: "text", class: "wide", "data-knob": c.name, placeholder: "σ, σ, … from high to low", spellcheck: "false", autocomplete: "off", oninput: () => { typed = true; }, onchange: done });
+      const field = h("input", { id, type: "text", class: "wide", "data-knob": c.name, placeholder: words ? { own: "none; JSON of a sampler", layers: "none; σ: block block; …" }[c.name] ?? "" : "σ, σ, … from high to low", spellcheck: "false", autocomplete: "off", oninput: () => { typed = true; }, onchange: done });
       field.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); done(); } });
       inputs = [field];
-      show = (x) => { if (!typed) field.value = x.value.map((v) => Number(v.toPrecision(6))).join(", "); };
+      show = (x) => { if (!typed) field.value = words ? x.value : x.value.map((v) => Number(v.toPrecision(6))).join(", "); };
     } else {
       const scale = scaleOf(c);
       const paint = () => slider.style.setProperty("--at", `${100 * (slider.valueAsNumber - scale.min) / (scale.max - scale.min)}%`);

@@ -62,6 +62,15 @@ class TuningGrid(Pane):
     _stylesheets = [contents(*STYLES, "tuning_grid.css")]
 
 
+class TuningLayers(Pane):
+    """The blocks that each step leaves out, as a map."""
+
+    data = param.Dict(default={})
+
+    _esm = contents("lib.js", "tuning_layers.js")
+    _stylesheets = [contents(*STYLES, "tuning_layers.css")]
+
+
 class TuningTrials(Pane):
     """The best trials as a table."""
 
@@ -99,6 +108,7 @@ class TuningShell(Frame):
     outcome = Child()
     course = Child()
     steps = Child()
+    layers = Child()
     trials = Child()
     searches = Child()
     map = Child()

@@ -5,13 +5,13 @@ export function render({ model, el }) {
   const up = new Frame();
   let held = null, moving = null, modelKey = null, geometry = null;
 
-  const note = h("span", { class: "note", "data-part": "grid-note", "aria-live": "off" });
+  const note = h("span", { class: "note", "data-part": "grid-note", "aria-live": "off" }), fixed = h("p", { class: "fine fixed", "data-part": "grid-fixed", hidden: true });
   const named = h("button", { class: "btn small", type: "button", "data-act": "named", title: "Back to the grid that the knobs name", onclick: () => send({ type: "reset", knob: "nodes" }) }, "named grid");
   const take = h("button", { class: "btn small", type: "button", "data-act": "take-grid", title: "Make the grid of the trial that is looked at the baseline's", onclick: () => commit(model.data.other.nodes) }, "take the found grid");
   const lab = h("a", { class: "btn small", "data-act": "grid-lab", title: "Open the baseline with this grid in the Sampler Lab" }, "open in Lab");
   const chart = s("svg", { role: "group", "aria-label": "Noise levels of the grid, with the error of each step; drag a tick, or move it with the arrow keys" });
-  const legend = h("div", { class: "legend" }), none = h("p", { class: "none", hidden: true });
-  const pane = h("section", { class: "pane card grid", "aria-label": "Grid" }, h("div", { class: "head" }, h("h2", {}, "Grid"), note, h("div", { class: "acts" }, take, named, lab)), none, chart, legend);
+  const legend = h("div", { class: "legend" }), sheets = h("div", { class: "sheets" }), none = h("p", { class: "none", hidden: true });
+  const pane = h("section", { class: "pane card grid", "aria-label": "Grid" }, h("div", { class: "head" }, h("h2", {}, "Grid"), note, h("div", { class: "acts" }, take, named, lab)), none, chart, fixed, legend, sheets);
 
   const round = (v) => Number(v.toPrecision(5));
   const nodesNow = () => held ?? model.data.nodes;
@@ -29,8 +29,10 @@ export function render({ model, el }) {
 
   function draw() {
     const d = model.data;
-    none.hidden = !d.missing; chart.toggleAttribute("hidden", Boolean(d.missing)); legend.hidden = Boolean(d.missing);
-    take.hidden = !d.other; named.hidden = !d.own; lab.hidden = !d.link;
+    none.hidden = !d.missing; chart.toggleAttribute("hidden", Boolean(d.missing)); legend.hidden = sheets.hidden = Boolean(d.missing);
+    take.hidden = !d.other || Boolean(d.other.fixed || d.fixed); named.hidden = !d.own; lab.hidden = !d.link;
+    fixed.textContent = d.fixed || (d.other?.fixed ? `${d.other.label[0].toUpperCase()}${d.other.label.slice(1)}: ${d.other.fixed}` : "");
+    fixed.hidden = Boolean(d.missing) || !fixed.textContent;
     if (d.missing) { none.textContent = d.missing; note.textContent = ""; return; }
     if (!d.nodes) return;
     if (moving === null && !d.dragged) held = null;
@@ -73,14 +75,32 @@ export function render({ model, el }) {
     }
     parts.push(s("text", { x: left - 6, y: bottom + 15, "text-anchor": "end", class: "title" }, "grid"), s("line", { x1: x(0), x2: x(0), y1: bottom + 2, y2: bottom + 18, stroke: "var(--accent)", "stroke-width": 2, opacity: 0.5 }));
     const focused = pane.getRootNode().activeElement?.dataset?.tick;
-    nodes.forEach((v, i) => parts.push(tick(v, i, x(v), bottom, top)));
+    if (d.fixed) nodes.forEach((v, i) => parts.push(s("line", { x1: x(v), x2: x(v), y1: bottom + 2, y2: bottom + 18, stroke: "var(--accent)", "stroke-width": 2, "data-level": i }, s("title", {}, `σ ${short(v)}`))));
+    else nodes.forEach((v, i) => parts.push(tick(v, i, x(v), bottom, top)));
     chart.replaceChildren(...parts);
     if (focused !== undefined) chart.querySelector(`[data-tick="${focused}"]`)?.focus({ preventScroll: true });
+    drawSheets(d);
     const e = d.errors;
     note.textContent = e?.reason || (e ? "" : "measuring the steps…");
     legend.replaceChildren(h("span", { class: "key" }, h("span", { class: "chip", style: "background: var(--accent)" }), `this grid, the baseline${e?.total ? `: Σ error ${e.total}` : ""}`),
       ...(d.other ? [h("span", { class: "key" }, h("span", { class: "chip", style: "background: var(--c3)" }), `${d.other.label}${d.other.errors?.total ? `: Σ error ${d.other.errors.total}` : ""}`)] : []),
-      h("span", {}, `local error of each step, data units, mean ± 1 standard error${e?.n ? `, n = ${e.n}` : ""}. Double click adds a tick, Del removes one.`));
+      h("span", {}, `local error of each step, data units, mean ± 1 standard error${e?.n ? `, n = ${e.n}` : ""}.${d.fixed ? "" : " Double click adds a tick, Del removes one."}`));
+  }
+
+  /** What both draw from the same noise: pictures, or points of the plane. */
+  let sheeted = "";
+  function drawSheets(d) {
+    const all = [[d.dragged ? "this grid, dragged" : "this grid", "var(--accent)", d.preview], ...(d.other ? [[d.other.label, "var(--c3)", d.other.preview]] : [])].filter(([, , p]) => p);
+    const key = JSON.stringify(all);
+    if (key === sheeted) return;
+    sheeted = key;
+    sheets.replaceChildren(...all.map(([name, color, p]) => {
+      const words = `First ${p.n} samples of ${name}`;
+      const size = 2 * p.extent, at = (v, flip) => ((flip ? -v : v) + p.extent) / size * 100;
+      const body = p.sheet ? h("img", { src: p.sheet, alt: words })
+        : s("svg", { viewBox: "0 0 100 100", role: "img", "aria-label": words }, ...p.points.map(([a, b]) => s("circle", { cx: at(a, false), cy: at(b, true), r: 1.1, fill: color, opacity: 0.75 })));
+      return h("figure", { "data-preview": name }, body, h("figcaption", {}, h("span", { class: "chip", style: `background: ${color}` }), ` ${name}: the same noise, n = ${p.n}`));
+    }));
   }
 
   function tick(v, i, at, bottom, top) {
@@ -113,7 +133,7 @@ export function render({ model, el }) {
   chart.addEventListener("pointerup", drop);
   chart.addEventListener("pointercancel", drop);
   chart.addEventListener("dblclick", (e) => {
-    if (e.target.closest?.(".tick") || !geometry) return;
+    if (e.target.closest?.(".tick") || !geometry || model.data.fixed) return;
     const v = round(place(e)), nodes = nodesNow();
     if (nodes.every((n) => Math.abs(Math.log(n / v)) > 0.01)) commit([...nodes, v].sort((a, b) => b - a));
   });

@@ -16,7 +16,7 @@ class TuningLab(Lab):
     redraws = {
         "form": ("form", "knobs"),
         "searches": ("searches",),
-        "shown": ("top", "outcome", "course", "trials", "searches"),
+        "shown": ("top", "outcome", "course", "layers", "trials", "searches"),
         "steps": ("steps",),
         "map": ("map",),
         "state": ("top",),
@@ -34,6 +34,7 @@ class TuningLab(Lab):
         self.outcome = panes.TuningOutcome(on_message=self.receive)
         self.course = panes.TuningCourse(on_message=self.receive)
         self.steps = panes.TuningGrid(on_message=self.receive)
+        self.layers = panes.TuningLayers(on_message=self.receive)
         self.trials = panes.TuningTrials(on_message=self.receive)
         self.searches = panes.TuningSearches(on_message=self.receive)
         self.map = panes.TuningMap(on_message=self.receive)
@@ -44,6 +45,7 @@ class TuningLab(Lab):
             outcome=self.outcome,
             course=self.course,
             steps=self.steps,
+            layers=self.layers,
             trials=self.trials,
             searches=self.searches,
             map=self.map,
@@ -90,6 +92,7 @@ class TuningLab(Lab):
             "knobs": (self.knobs, "data", views.knobs_data),
             "outcome": (self.outcome, "data", views.outcome_data),
             "course": (self.course, "data", views.course_data),
+            "layers": (self.layers, "data", measured.layers_data),
             "trials": (self.trials, "data", views.trials_data),
             "searches": (self.searches, "data", views.searches_data),
             "map": (self.map, "data", measured.map_data),

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from explorer.apps import settings
-from explorer.errors import BadValue
-from explorer.knobs import SamplerKnobs, used_by
+from explorer.errors import BadValue, ExplorerError
+from explorer.knobs import SamplerKnobs, levels_left_out, told_layers, used_by
 from explorer.models.base import Model
-from explorer.sampling import SOLVERS, OdeSampler
+from explorer.sampling import SOLVERS, OdeSampler, Sampler
 from explorer.sampling.restart import Restart, RestartSampler
-from explorer.tuning import Guidance, Skips
+from explorer.tuning import Guidance, Layers, Skips
 from explorer.tuning import Setting as Tunable
 
 ASKED = ("_as", "predict", "jump")
@@ -30,6 +30,8 @@ def tunable(knobs: SamplerKnobs, model: Model) -> Tunable:
     scales = knobs.skip_scales(model.n_skips)
     if scales is not None:
         wrappers.append(Skips(tuple(scales)))
+    if knobs.layers:
+        wrappers.append(Layers(levels_left_out(knobs.layers)))
     no_limit = knobs.guidance_hi >= knobs.param.guidance_hi.bounds[1]
     interval = (knobs.guidance_lo, math.inf if no_limit else knobs.guidance_hi)
     worse = knobs.guide if knobs.guide_weight != 1 else ""
@@ -47,21 +49,13 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
 
     Raises: BadValue where the Sampler Lab has no knob for something in it, naming it.
     """
-    sampler = found.sampler
-    again = {"restarts": 0}
-    if isinstance(sampler, RestartSampler) and len(sampler.active) < 2 and sampler.s_noise == 1:
-        again = _again(sampler.active)
-        sampler = OdeSampler(sampler.solver, sampler.grid, sampler.path)
-    if not isinstance(sampler, OdeSampler):
-        raise BadValue(f"the Sampler Lab has no knobs for {type(sampler).__name__}: use its JSON or Python instead.")
-    name = next((n for n, cls in SOLVERS.items() if type(sampler.solver) is cls), None)
-    if name is None or sampler.path is not None:
-        raise BadValue("the Sampler Lab does not know this solver on this path: use its JSON or Python instead.")
-    values = {**base.to_dict(), **again, "solver": name}
-    values |= {knob: getattr(sampler.solver, field) for knob, field in used_by(name).items()}
-    values |= {"guidance": 1.0, "guide": "", "rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
+    values: dict[str, Any] = {**base.to_dict(), "guidance": 1.0, "guide": "", "own": "", "layers": ""}
+    values |= {"rho_bottom": 1.0, "rho_top": 1.0, "skip_bank": None}
     values |= {knob: SamplerKnobs.param[knob].default for knob in ("guidance_lo", "guidance_hi")}
     for wrapper in found.wrappers:
+        if isinstance(wrapper, Layers):
+            values["layers"] = told_layers(wrapper.levels)
+            continue
         if not isinstance(wrapper, Skips | Guidance):
             raise BadValue(f"the Sampler Lab has no knobs for {wrapper.describe()}: use JSON or Python.")
         low, high = wrapper.interval
@@ -79,35 +73,41 @@ def knobs_for(found: Tunable, base: SamplerKnobs, model: Model) -> SamplerKnobs:
                 else {"guidance": wrapper.scale}
             )
             values |= {**weight, "guidance_lo": low, "guidance_hi": min(high, most)}
-    return _on_grid(values, base, model, sampler)
-
-
-def _again(active: tuple[Restart, ...]) -> dict[str, Any]:
-    """Knobs of at most one restart interval."""
-    if not active:
-        return {"restarts": 0}
-    (one,) = active
-    if one.rho != Restart.rho:
-        raise BadValue(
-            f"the Sampler Lab's restarts go down with rho {Restart.rho:g}, these with {one.rho:g}: use JSON or Python."
-        )
-    ends = {"restart_points": one.n_points, "restart_lo": one.sigma_min, "restart_hi": one.sigma_max}
-    return {"restarts": one.n_repeats, **ends}
-
-
-def _on_grid(values: dict[str, Any], base: SamplerKnobs, model: Model, sampler: OdeSampler) -> SamplerKnobs:
-    times = sampler.grid.times
-    if sampler.grid.coordinate != "sigma" or times[-1] != 0:
-        raise BadValue("the Sampler Lab's grids end at σ = 0: use JSON or Python.")
-    own = SamplerKnobs.from_dict(values)
-    if base.nodes is None:
-        own.n_steps = sampler.grid.n_steps
-        if own.build(model)[1].grid.times == times:
-            return own
-        own.n_steps = base.n_steps
-    own.nodes = list(times[:-1])
+    told = _told(found.sampler)
+    try:
+        own = SamplerKnobs.from_dict(values | told)
+    except (ExplorerError, TypeError):  # no words for it, or a number beyond a knob's range
+        own, told = SamplerKnobs.from_dict(values | {"own": found.sampler.to_json()}), None
+    if told and base.nodes is None:  # perhaps it is the grid that the other knobs name
+        own.nodes, own.n_steps = None, len(told["nodes"])
+        try:
+            if own.build(model)[1] == found.sampler:
+                return own
+        except ExplorerError:
+            pass
+        own.nodes, own.n_steps = told["nodes"], base.n_steps
     own.check(model)
     return own
+
+
+def _told(sampler: Sampler) -> dict[str, Any] | None:
+    """The sampler as knobs, its grid by its nodes; None where the knobs have no words for it."""
+    values: dict[str, Any] = {"restarts": 0}
+    if isinstance(sampler, RestartSampler) and len(sampler.active) < 2 and sampler.s_noise == 1:
+        for one in sampler.active:
+            if one.rho != Restart.rho:
+                return None
+            ends = {"restart_points": one.n_points, "restart_lo": one.sigma_min, "restart_hi": one.sigma_max}
+            values = {"restarts": one.n_repeats, **ends}
+        sampler = OdeSampler(sampler.solver, sampler.grid, sampler.path)
+    if not isinstance(sampler, OdeSampler) or sampler.path is not None:
+        return None
+    name = next((n for n, cls in SOLVERS.items() if type(sampler.solver) is cls), None)
+    times = sampler.grid.times
+    if name is None or sampler.grid.coordinate != "sigma" or times[-1] != 0:
+        return None
+    fields = {knob: getattr(sampler.solver, field) for knob, field in used_by(name).items()}
+    return {"solver": name, **fields, **values, "nodes": list(times[:-1])}
 
 
 def lab_link(setting: settings.Setting, pinned: settings.Setting | None = None) -> str:

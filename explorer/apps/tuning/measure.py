@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from explorer.apps import catalogue, settings
 from explorer.apps.results import Stopped
@@ -19,14 +20,17 @@ from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.knobs import SamplerKnobs
 from explorer.metrics.base import Estimate
 from explorer.models.base import FlowMap, Model
-from explorer.sampling import Seeds
+from explorer.sampling import Seeds, sample, sigmas_of
 from explorer.trajectory import local_error, record
 from explorer.tuning import Measurement
 from explorer.tuning import Setting as Tunable
+from explorer.viz import data_uri, grid
 
 COUNTS = (8, 32)
 """Samples of the step errors: the first at once, the others when nothing moves any more."""
 SUBSTEPS = 4
+N_PICTURES, N_DOTS = 20, 128
+"""Samples that a preview shows, of pictures and of points."""
 SIDE = 9
 RANGES = {
     "n_steps": (3, 19),
@@ -68,7 +72,7 @@ def watch(model: Model, job: Job, fraction: Callable[[], float] = lambda: 0.0) -
 def step_errors(setting: Tunable, name: str, labels: Any, counts: tuple[int, ...], job: Job) -> Iterator[StepErrors]:
     """The error of each step, on few samples first."""
     bare = catalogue.model(name)
-    sigmas = tuple(setting.sampler.grid.sigmas(setting.sampler.path_on(bare)))
+    sigmas = sigmas_of(setting.sampler, bare)
     if isinstance(bare, FlowMap):
         yield StepErrors(sigmas, reason="A flow map jumps: there is no step of an equation to miss.")
         return
@@ -88,6 +92,33 @@ def step_errors(setting: Tunable, name: str, labels: Any, counts: tuple[int, ...
         return
     except ExplorerError as error:
         yield StepErrors(sigmas, reason=str(error))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a setting draws from the first noises: a sheet of pictures as an address, or points of the plane in data units."""
+
+    sheet: str = ""
+    points: tuple[tuple[float, float], ...] = ()
+    extent: float = 0.0
+    n: int = 0
+
+
+@torch.inference_mode()
+def preview(setting: Tunable, name: str, labels: Any, job: Job) -> Preview | None:
+    """The first samples of a setting; None where it cannot draw."""
+    images = len(catalogue.model(name).shape) == 3
+    n = N_PICTURES if images else N_DOTS
+    try:
+        x = sample(*setting.on(watch(catalogue.model(name), job)), Seeds(range(n)), labels)
+    except (Stopped, ExplorerError):
+        return None
+    if images:
+        size = catalogue.model(name).shape[-1]
+        return Preview(data_uri(grid(x.float(), n // 2, scale=max(32 // size, 1), gap=2, paper="#8a8f98")), n=n)
+    if x.shape[1:] != (2,):
+        return None
+    return Preview(points=tuple((round(a, 3), round(b, 3)) for a, b in x.tolist()), extent=catalogue.extent(name), n=n)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,16 @@ from explorer.apps.tuning.bridge import tunable
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.knobs import SamplerKnobs
 from explorer.models.base import FlowMap, Model
+from explorer.papers.autodiffusion import sized
+from explorer.papers.bespoke import Bespoke
 from explorer.sampling import SOLVERS, OdeSampler, TimeGrid
 from explorer.sampling.solvers import Heun
+from explorer.tuning.genome import LEFT_OUT, enough_for_layers, genome_of
 
 GRADIENTS = 300
 """Steps of Adam of a search by gradient, its proposals spread over them."""
+BESPOKE = 400
+"""Those of a bespoke solver's."""
 FIRST_SEED = 1_000_000_000
 """Searches draw from here on, ten million seeds apart, as those of `explorer tune`; reports from 0."""
 N_CHOICES = (32, 64, 128, 256, 512, 1000, 2000)
@@ -49,6 +54,11 @@ WHATS = {
         "Skip factors on a line over depth: the paper's two numbers. Ma et al. 2024, arXiv 2402.15170.",
     ),
     "skip": ("skips, each", "One factor for each skip connection. Ma et al. 2024, arXiv 2402.15170."),
+    "layers": (
+        "layers left out",
+        "Steps, and the blocks of the network that each leaves out, so that what is left out pays for more steps. Li et al. 2023, "
+        "arXiv 2309.10438.",
+    ),
     "guidance": (
         "guidance",
         "Weight and interval of guidance at the same cost, by the class or by the guide that the baseline names. Kynkäänniemi et al. "
@@ -80,14 +90,31 @@ METHODS = {
         "gradient",
         "The levels moved by gradient through the solver, toward the fine solution's ends. Tong et al. 2024, arXiv 2405.15506.",
     ),
+    "ays": (
+        "Align Your Steps",
+        "The grid of the least bound of the KL divergence along a recorded run. Sabour et al. 2024, arXiv 2404.14507.",
+    ),
+    "bespoke": (
+        "bespoke, learnt",
+        "A solver of two evaluations a step whose time and scale are learnt for this model. Shaul et al. 2024, arXiv 2310.19075.",
+    ),
+    "autodiffusion": (
+        "evolution (AutoDiffusion)",
+        "Ten generations of steps, from the third to the sixth on with blocks left out. Li et al. 2023, arXiv 2309.10438.",
+    ),
+    "decoupled": (
+        "gradient, times apart",
+        "As gradient, and the levels at which the network is asked are learnt too. Tong et al. 2024, arXiv 2405.15506.",
+    ),
     "halving": ("halving", "Many settings on few samples, the better part of them on more. Jamieson & Talwalkar 2016."),
     "list": ("one by one", "Each of them, on all samples."),
 }
 SUITED = {
-    "schedule": ("chain", "coordinate", "cma", "tpe", "dp", "gradient"),
-    "solver": ("list", "halving"),
+    "schedule": ("chain", "coordinate", "cma", "tpe", "dp", "ays", "gradient", "decoupled", "autodiffusion"),
+    "solver": ("list", "halving", "bespoke"),
     "skip-line": ("coordinate", "cma", "tpe"),
     "skip": ("coordinate", "cma", "tpe", "halving"),
+    "layers": ("autodiffusion",),
     "guidance": ("coordinate", "cma", "tpe"),
     "restart": ("tpe", "cma", "halving"),
     "joint": ("chain", "halving", "tpe", "cma", "nsga2"),
@@ -169,7 +196,9 @@ class Plan:
         """With the first choice wherever the present one cannot be taken for this model and setting."""
         plan = self
         for name, offers in (("what", whats), ("objective", objectives), ("method", methods)):
-            free = [o.name for o in offers(plan) if not o.reason]
+            offered = offers(plan)
+            free = [o.name for o in offered if not o.reason]
+            free = free or ([] if getattr(plan, name) in [o.name for o in offered] else [offered[0].name])
             if getattr(plan, name) not in free and free:
                 plan = replace(plan, **{name: free[0]})
                 if name == "objective":
@@ -187,7 +216,9 @@ class Plan:
         begin = FIRST_SEED + 10_000_000 * self.seed
         seeds, labels = range(begin, begin + (n or self.n)), self.knobs.labels
         if self.objective == "truncation":
-            around = tunable(self.knobs, model).wrappers if self.what in ("schedule", "solver") else ()
+            around = tunable(self.knobs, model).wrappers if self.what in ("schedule", "solver", "layers") else ()
+            if self.what == "layers":
+                around = tuple(w for w in around if not isinstance(w, tuning.Layers))
             ends = catalogue.defaults(self.model)
             grid = TimeGrid.karras(self.n_reference, ends["sigma_min"], ends["sigma_max"])
             fine = OdeSampler(Heun(), grid)
@@ -220,6 +251,11 @@ class Plan:
 
     def tuner(self, model: Model, start: tuning.Setting) -> tuning.Tuner:
         nfe = start.nfe(model)
+        if self.method == "bespoke":
+            return Bespoke(every=max(-(-BESPOKE // max(self.trials - 1, 1)), 10), iterations=BESPOKE)
+        if self.method == "autodiffusion":
+            genome_of(start, model)
+            return sized(self.trials, LEFT_OUT if self.what == "layers" else (0.0, 0.0))
         if self.what == "solver":
             every = tuning.every_solver(model, nfe)
             return tuning.Listed(every) if self.method == "list" else tuning.Halving(settings=every)
@@ -233,10 +269,11 @@ class Plan:
             "joint": lambda: tuning.Joint(nfe=None if front else nfe, steps=(2, max(nfe or 0, 6))),
         }[self.what]()
         space.box(model, start)  # says at once what cannot be searched
-        if self.method == "dp":
-            return tuning.DynamicProgram()
-        if self.method == "gradient":
-            return tuning.Gradient(every=max(GRADIENTS // self.trials, 1), iterations=GRADIENTS)
+        if self.method in ("dp", "ays"):
+            return tuning.DynamicProgram() if self.method == "dp" else tuning.AlignSteps()
+        if self.method in ("gradient", "decoupled"):
+            apart = self.method == "decoupled"
+            return tuning.Gradient(every=max(GRADIENTS // self.trials, 1), iterations=GRADIENTS, decoupled=apart)
         if self.method == "chain" and self.what == "schedule":
             return tuning.Chain((tuning.DynamicProgram(), tuning.Coordinate(space)))
         if self.method == "chain":
@@ -306,8 +343,10 @@ def whats(plan: Plan) -> list[Offer]:
     name, flow = model.name or plan.model, isinstance(model, FlowMap)
     steps = knobs.n_steps if knobs.nodes is None else len(knobs.nodes)
     out = dict.fromkeys(WHATS, "")
-    if steps < 2:
+    if not knobs.own and steps < 2:
         out["schedule"] = "One step has no noise level between its ends: take at least two."
+    if model.n_layers == 0:
+        out["layers"] = f"{name} has no blocks to leave out: choose a U-Net."
     if flow:
         out |= dict.fromkeys(
             ("solver", "guidance", "restart", "joint"), f"{name} is a flow map: it solves no equation."
@@ -321,23 +360,26 @@ def whats(plan: Plan) -> list[Offer]:
             else "Guidance follows a class: choose one, or every class in turn."
         )
         out["guidance"] = out["guidance"] or reason
+    if knobs.own and getattr(getattr(knobs.own_sampler(), "grid", None), "coordinate", "") != "sigma":
+        reason = f"{knobs.said_own()} has no grid of noise levels: clear the baseline's own sampler to search one."
+        out |= {key: out[key] or reason for key in ("schedule", "layers", "guidance", "restart", "joint")}
     return [Offer(key, *words, out[key]) for key, words in WHATS.items()]
 
 
 def objectives(plan: Plan) -> list[Offer]:
     """What may be lowered, each with the reason why not."""
-    model, solver = catalogue.model(plan.model), SOLVERS[plan.knobs.solver]()
+    model, draws = catalogue.model(plan.model), _draws(plan)
     out = dict.fromkeys(OBJECTIVES, "")
     apart = ("truncation", "local")
     if isinstance(model, FlowMap):
         out |= dict.fromkeys(
             apart, f"{model.name or plan.model} is a flow map: it follows no equation that could be solved finely."
         )
-    elif solver.stochastic:
-        out |= dict.fromkeys(apart, f"{plan.knobs.solver} draws noise: its samples follow no ODE.")
+    elif draws:
+        out |= dict.fromkeys(apart, f"{draws} noise: its samples follow no ODE.")
     elif plan.what in ("guidance", "restart"):
         out |= dict.fromkeys(apart, f"{WHATS[plan.what][0]} leaves the ODE on purpose: compare with the data.")
-    elif plan.what in ("skip", "skip-line", "joint"):
+    elif plan.what in ("skip", "skip-line", "joint", "layers"):
         out["local"] = "Each step would be judged by the changed network itself."
     titles = {key: words[0] for key, words in OBJECTIVES.items()}
     titles["metric"] = f"{catalogue.metric_name(plan.model)}, {titles['metric']}"
@@ -346,15 +388,36 @@ def objectives(plan: Plan) -> list[Offer]:
 
 def methods(plan: Plan) -> list[Offer]:
     """How it may be searched, each with the reason why not."""
-    flow, out = isinstance(catalogue.model(plan.model), FlowMap), []
+    flow, out, draws = isinstance(catalogue.model(plan.model), FlowMap), [], _draws(plan)
+    own = plan.knobs.own_sampler()
+    solver = SOLVERS[plan.knobs.solver]() if own is None else getattr(own, "solver", None)
     for key in SUITED[plan.what]:
-        reason = (
-            "It is read off a solved ODE, and this model jumps." if flow and key in ("chain", "dp", "gradient") else ""
-        )
-        if key == "gradient" and not reason and not tuning.unrollable(SOLVERS[plan.knobs.solver]()):
-            reason = f"{plan.knobs.solver} is not written out for gradients: choose ddim, dpmpp-2m, ipndm or a Runge-Kutta method."
+        reason = ""
+        if flow and key in ("chain", "dp", "ays", "gradient", "decoupled"):
+            reason = "It is read off a solved ODE, and this model jumps."
+        elif key in ("gradient", "decoupled", "bespoke") and draws:
+            reason = f"{draws} noise: what is learnt starts from a solver that draws none."
+        elif key == "gradient" and not tuning.unrollable(solver):
+            name = type(solver).__name__ if own is not None else plan.knobs.solver
+            reason = f"{name} is not written out for gradients: choose ddim, dpmpp-2m, ipndm or a Runge-Kutta method."
+        elif key == "decoupled" and not tuning.once_a_step(solver):
+            reason = "Times apart need a solver that asks once a step: choose ddim, dpmpp-2m or ipndm."
+        elif plan.what == "layers":
+            try:
+                enough_for_layers(plan.trials)
+            except BadValue as error:
+                reason = str(error).capitalize() + "."
         out.append(Offer(key, *METHODS[key], reason))
     return out
+
+
+def _draws(plan: Plan) -> str:
+    """What of the baseline draws noise, with its verb; "" where nothing does, or it cannot be built."""
+    if plan.knobs.own:
+        return f"{plan.knobs.said_own()} draws" if plan.knobs.own_sampler().stochastic else ""
+    if SOLVERS[plan.knobs.solver]().stochastic:
+        return f"{plan.knobs.solver} draws"
+    return "a restart draws" if plan.knobs.restarts and not isinstance(catalogue.model(plan.model), FlowMap) else ""
 
 
 def with_nfe(knobs: SamplerKnobs, model: Model, nfe: int) -> SamplerKnobs:
@@ -364,7 +427,7 @@ def with_nfe(knobs: SamplerKnobs, model: Model, nfe: int) -> SamplerKnobs:
     """
     best, most = None, SamplerKnobs.param.n_steps.bounds[1]
     for n in range(1, min(nfe, most) + 1):
-        tried = SamplerKnobs.from_dict({**knobs.to_dict(), "n_steps": n, "nodes": None})
+        tried = SamplerKnobs.from_dict({**knobs.to_dict(), "n_steps": n, "nodes": None, "own": ""})
         try:
             cost = tunable(tried, model).nfe(model)
         except ExplorerError:

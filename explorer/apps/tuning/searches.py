@@ -21,6 +21,7 @@ from explorer.tuning import Trial
 
 MOST = 2
 """Searches that run at a time; each holds one of the worker's places until it ends."""
+LEARNT = {"gradient": "learning the grid, ", "decoupled": "learning the grid, ", "bespoke": "learning the solver, "}
 TELL_EVERY = 0.15  # seconds between two words to the pages
 
 
@@ -175,7 +176,7 @@ class Searches:
     def _take(self, run: Running, item: Any) -> None:
         if isinstance(item, Trial):
             run.trials.append(item)
-            run.words = f"trial {len(run.trials) - 1} of {run.plan.trials}"
+            run.words = f"{LEARNT.get(run.plan.method, '')}trial {len(run.trials) - 1} of {run.plan.trials}"
         else:
             run.state, run.eta = item, None
             run.words = "measuring the winner on held-out noise" if item == "reporting" else "measuring the baseline"

@@ -19,13 +19,14 @@ from explorer.apps.tuning import address, measure, records
 from explorer.apps.tuning.address import SETTABLE
 from explorer.apps.tuning.bridge import knobs_for, lab_link, tunable
 from explorer.apps.tuning.exports import EXPORTS, Download, exported
-from explorer.apps.tuning.measure import Map, StepErrors
+from explorer.apps.tuning.measure import Map, Preview, StepErrors
 from explorer.apps.tuning.plan import OBJECTIVES, SUITED, WHATS, Plan, suggested_n, with_nfe
 from explorer.apps.tuning.records import Record
 from explorer.apps.tuning.searches import SEARCHES, Running, Searches
 from explorer.apps.worker import Failure, Job, Worker
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.knobs import SamplerKnobs
+from explorer.sampling import sigmas_of
 from explorer.tuning import Setting as Tunable
 from explorer.tuning import Trial, Tuned, pareto
 
@@ -65,6 +66,7 @@ class Tunings(Store):
         self.removed: tuple[str, Path] | None = None
         self.ghost: tuple[float, ...] | None = None
         self.errors: dict[str, StepErrors] = {}
+        self.previews: dict[str, Preview] = {}
         self.map: Map | None = None
         self.axes: dict[str, dict[str, Any]] = {"x": {}, "y": {}}
         self.download: Download | None = None
@@ -342,16 +344,19 @@ class Tunings(Store):
     @property
     def nodes(self) -> tuple[float, ...]:
         """Positive noise levels of the baseline's grid, falling."""
-        return tuple(s for s in self.knobs.build(self.model)[1].grid.times if s > 0)
+        model, sampler = self.knobs.build(self.model)
+        return tuple(s for s in sigmas_of(sampler, model) if s > 0)
 
     def drag(self, **values: Any) -> None:
         """Knobs, or nodes of the grid, that are being moved: step errors on few samples, nothing is kept."""
         try:
             knobs = SamplerKnobs.from_dict({**self.knobs.to_dict(), **values})
-            grid = knobs.build(self.model)[1].grid
+            model, sampler = knobs.build(self.model)
         except ExplorerError:
             return
-        self.ghost = tuple(s for s in grid.times if s > 0)
+        if knobs.own:
+            return  # its steps lie where they lie
+        self.ghost = tuple(s for s in sigmas_of(sampler, model) if s > 0)
         self._measure_steps(knobs)
         self.changed("steps")
 
@@ -365,17 +370,13 @@ class Tunings(Store):
     def errors_of(self, setting: Tunable) -> StepErrors | None:
         return self.errors.get(f"{self.plan.model}.{setting.key()}")
 
+    def preview_of(self, setting: Tunable) -> Preview | None:
+        return self.previews.get(f"{self.plan.model}.{setting.key()}")
+
     def other(self) -> Tunable | None:
         """The setting whose grid lies under the editor's: the trial that is looked at, where it is of the same model."""
         trial, record = self.trial, self.record
-        if (
-            trial is None
-            or record is None
-            or record.model != self.plan.model
-            or not hasattr(trial.setting.sampler, "grid")
-        ):
-            return None
-        return trial.setting
+        return None if trial is None or record is None or record.model != self.plan.model else trial.setting
 
     def _measure_steps(self, dragged: SamplerKnobs | None = None) -> None:
         name, labels, counts = self.plan.model, self.knobs.labels, measure.COUNTS[: 1 if dragged is not None else 2]
@@ -386,20 +387,25 @@ class Tunings(Store):
         if dragged is None and (other := self.other()) is not None:
             wanted.append(other)
         todo = [s for s in wanted if (have := self.errors_of(s)) is None or (have.n < counts[-1] and not have.reason)]
-        if not todo:
+        unseen = [s for s in wanted if self.preview_of(s) is None]
+        if not todo and not unseen:
             self.stop_side("steps")
             return
 
-        def make(job: Job) -> Iterator[tuple[str, StepErrors]]:
+        def make(job: Job) -> Iterator[tuple[str, StepErrors | Preview]]:
+            for setting in unseen:
+                if (drawn := measure.preview(setting, name, labels, job)) is not None:
+                    yield f"{name}.{setting.key()}", drawn
             for n in counts:
                 for setting in todo:
                     for found in measure.step_errors(setting, name, labels, (n,), job):
                         yield f"{name}.{setting.key()}", found
 
-        def show(item: tuple[str, StepErrors]) -> None:
-            self.errors[item[0]] = item[1]
-            while len(self.errors) > MOST_ERRORS:
-                self.errors.pop(next(iter(self.errors)))
+        def show(item: tuple[str, StepErrors | Preview]) -> None:
+            kept = self.previews if isinstance(item[1], Preview) else self.errors
+            kept[item[0]] = item[1]
+            while len(kept) > MOST_ERRORS:
+                kept.pop(next(iter(kept)))
             self.changed("steps")
 
         self.side("steps", make, show)

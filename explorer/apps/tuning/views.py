@@ -115,7 +115,11 @@ def form_data(store: Tunings) -> dict:
         nfe, problem = None, str(error)
     chosen = [
         o
-        for offers, name in ((whats(plan), plan.what), (objectives(plan), plan.objective))
+        for offers, name in (
+            (whats(plan), plan.what),
+            (objectives(plan), plan.objective),
+            (methods(plan), plan.method),
+        )
         for o in offers
         if o.name == name
     ]
@@ -161,12 +165,18 @@ def knobs_data(store: Tunings) -> dict:
     gists = {}
     for group in groups:
         members = [c for c in controls if c["group"] == group]
-        used = [c for c in members if c["name"] in active and not c["reason"] and c["kind"] not in ("bank", "nodes")]
+        used = [
+            c for c in members if c["name"] in active and not c["reason"] and c["kind"] not in ("bank", "nodes", "text")
+        ]
         gists[group] = "at rest" if all(c["reason"] for c in members) else " · ".join(map(_gist, used))
     if knobs.nodes is not None:
         gists["Schedule"] = f"own σ, {len(knobs.nodes)} steps"
     if model.n_skips and knobs.skip_bank is not None:
         gists["Skip-tuning"] = "own bank"
+    if knobs.own:
+        gists |= {"Solver": knobs.said_own(), "Schedule": "in the own sampler"}
+    if knobs.layers:
+        gists["Layers"] = "some left out"
     return {
         "groups": groups,
         "controls": controls,
