@@ -71,8 +71,10 @@ FILE = Path(__file__).with_name("digits.json")
 RUNS = Path("runs/tuning")
 SOLVERS = ("euler", "heun", "dpm-solver-2", "dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ipndm")
 GRIDS = ("karras", "log-snr", "uniform-t", "cosine", "beta", "laplace", "sigmoid")
-N_SCREEN, N_SHAPE, N_SEARCH, N_REPORT, FINALISTS = 320, 48, 480, 2000, 8
-TRIALS = {"shape": 70, "grid": 24, "skips": 12}
+N_SHAPE, N_SEARCH, N_REPORT, FINALISTS = 48, 480, 2000, 8
+SIZES = {"screening": 320, "shape": 70, "grid": 24, "skips": 12}
+DEAR, DEAR_SIZES = 12, {"screening": 192, "shape": 40, "grid": 8, "skips": 12}
+"""Samples of the screening and trials of each stage; from DEAR calls on, where a trial costs most and a grid gains least, fewer."""
 REFERENCE_NFE, HEUN_NFE = 35, (5, 9, 13, 17)
 BATCH, LEAST_SEEDS = 256, 3
 COMMANDS = {
@@ -81,11 +83,15 @@ COMMANDS = {
 }
 
 
+def sizes(nfe: int) -> dict[str, int]:
+    return DEAR_SIZES if nfe >= DEAR else SIZES
+
+
 def noise(seed: int) -> dict[str, range]:
     """The seeds of each stage, disjoint within one search and between searches."""
     first = 100_000_000 * (seed + 1)
     return {
-        "screening": range(90_000_000, 90_000_000 + N_SCREEN),
+        "screening": range(90_000_000, 90_000_000 + SIZES["screening"]),
         "search": range(first, first + N_SEARCH),
         "shape": range(first + 10_000, first + 10_000 + N_SHAPE),
         "report": range(first + 50_000_000, first + 50_000_000 + N_REPORT),
@@ -103,7 +109,7 @@ def run(study: Study) -> Study:
 def screened(model, nfe: int) -> list[Setting]:
     """Untuned settings at this cost, best first."""
     settings = every_solver(model, nfe, SOLVERS, GRIDS)
-    objective = MetricObjective(metric_for(model, "fd"), noise(0)["screening"])
+    objective = MetricObjective(metric_for(model, "fd"), noise(0)["screening"][: sizes(nfe)["screening"]])
     study = Study(
         model,
         settings[0],
@@ -132,7 +138,7 @@ def reported(model, setting: Setting, seed: int) -> Measurement:
 
 
 def tuned(nfe: int, seed: int) -> dict:
-    model, began, seeds = load("digits"), time.process_time(), noise(seed)
+    model, began, seeds, trials = load("digits"), time.process_time(), noise(seed), sizes(nfe)
     untuned = screened(model, nfe)[:FINALISTS]
     objective = MetricObjective(metric_for(model, "fd"), seeds["search"])
     choice = Study(
@@ -148,7 +154,7 @@ def tuned(nfe: int, seed: int) -> dict:
     ends = TruncationError(model, seeds["shape"])
     steps = Coordinate(Nodes(free_start=True), step=0.08)
     shape = run(
-        Study(model, baseline, ends, steps, Budget(trials=TRIALS["shape"]), seed, RUNS / f"shape-{nfe}-{seed}.jsonl")
+        Study(model, baseline, ends, steps, Budget(trials=trials["shape"]), seed, RUNS / f"shape-{nfe}-{seed}.jsonl")
     )
     search = Chain(
         (
@@ -156,9 +162,9 @@ def tuned(nfe: int, seed: int) -> dict:
             Coordinate(Nodes(free_start=True), step=0.04),
             Coordinate(SkipScales(0.7, 1.2), step=0.1),
         ),
-        (0, TRIALS["grid"] + 1, 0),
+        (0, trials["grid"] + 1, 0),
     )
-    budget = Budget(trials=2 + TRIALS["grid"] + TRIALS["skips"])
+    budget = Budget(trials=2 + trials["grid"] + trials["skips"])
     study = run(Study(model, baseline, objective, search, budget, seed, RUNS / f"search-{nfe}-{seed}.jsonl"))
     for used in seeds["screening"], seeds["search"], seeds["shape"]:
         disjoint(seeds["report"], used)
@@ -281,8 +287,8 @@ def keep(new: list[dict]) -> None:
     content = {
         "what": "Fréchet distance of digits at few network evaluations before and after tuning; see measure.py",
         "model": fingerprint(load("digits")),
-        "samples": {"screening": N_SCREEN, "search": N_SEARCH, "shape": N_SHAPE, "report": N_REPORT},
-        "trials": TRIALS,
+        "samples": {"search": N_SEARCH, "shape": N_SHAPE, "report": N_REPORT},
+        "sizes": {f"below {DEAR} calls": SIZES, f"from {DEAR} calls on": DEAR_SIZES},
         "solvers": SOLVERS,
         "grids": GRIDS,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
