@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.signal
 import torch
 
 from explorer.data import Dataset, Loader, NonLeaking
@@ -40,6 +43,42 @@ def test_the_identity_gives_the_picture_back():
     same = affine(x, torch.eye(2).expand(3, 2, 2), torch.zeros(3, 2))
     inner = (slice(None), slice(None), slice(6, -6), slice(6, -6))
     torch.testing.assert_close(same[inner], x[inner], rtol=0, atol=1e-9)
+
+
+def by_scipy(x: np.ndarray, inverse: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """One picture (C, H, W) moved: mirrored, doubled, looked up and halved by scipy's filters and interpolation."""
+    h, pad = np.array(SYM6), 6
+    centre = (np.arange(12) * h).sum() / math.sqrt(2)
+    (height, width), out = x.shape[1:], []
+    rows, columns = (((np.arange(2 * n + 10) - centre) / 2 - (n - 1) / 2) for n in (height, width))
+    across, down = np.meshgrid(columns - shift[0] * width, rows - shift[1] * height)
+    place = [inverse[1, 0] * across + inverse[1, 1] * down, inverse[0, 0] * across + inverse[0, 1] * down]
+    for axis, n in enumerate((height, width)):
+        at = place[axis] + (n - 1) / 2
+        place[axis] = 2 * (np.abs((at + n - 1) % (2 * n - 2) - (n - 1)) + pad) + centre
+    for channel in x:
+        fine = np.pad(channel, pad, mode="reflect")
+        for axis in (0, 1):
+            fine = scipy.signal.upfirdn(h, fine, up=2, axis=axis)
+        seen = scipy.ndimage.map_coordinates(fine, place, order=1)
+        for axis in (0, 1):
+            seen = np.apply_along_axis(lambda v: np.correlate(v, h, "valid")[::2], axis, seen)
+        out.append(seen)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 9, 14), (2, 21, 8)])
+def test_moved_pictures_are_those_of_scipys_filters_and_interpolation(shape):
+    """Sizes differ along the axes, and shifts reach beyond a mirror image. Rounding: sums of a few hundred products in float64."""
+    g, n = generator(6), 12
+    x = torch.randn(n, *shape, generator=g, dtype=torch.float64)
+    inverse = torch.randn(n, 2, 2, generator=g, dtype=torch.float64)
+    shift = torch.randn(n, 2, generator=g, dtype=torch.float64)
+    expected = [by_scipy(*(v[i].numpy() for v in (x, inverse, shift))) for i in range(n)]
+    moved = affine(x, inverse, shift)
+    torch.testing.assert_close(moved, torch.from_numpy(np.stack(expected)), rtol=0, atol=1e-10)
+    single = affine(x.float(), inverse.float(), shift.float())  # a place is rounded to 1e-7 of some dozens of pixels
+    torch.testing.assert_close(single.double(), moved, rtol=0, atol=1e-3)
 
 
 def rotation(angle: float) -> torch.Tensor:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ class NonLeaking:
             raise BadValue(
                 f"augmentation needs images (B, C, H, W) of at least {_PAD + 1} pixels, got {tuple(x.shape)}."
             )
-        labels, inverse = self.draw(len(x), generator)
+        labels, inverse = (drawn.to(x.device) for drawn in self.draw(len(x), generator))
         for column, axis in ((0, 3), (1, 2)):
             x = torch.where(labels[:, column, None, None, None] > 0, x.flip(axis), x)
         moved = (labels[:, 2:] != 0).any(1).nonzero()[:, 0]
@@ -103,27 +105,44 @@ def affine(x: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
         (B, C, H, W); away from the border the identity gives x back exactly, since the filter is orthonormal to its shifts by two.
     """
     n, channels, height, width = x.shape
-    h = torch.tensor(SYM6, dtype=x.dtype)
-    wide = F.pad(x, (_PAD, _PAD, _PAD, _PAD), mode="reflect").flatten(0, 1)[:, None]
-    fine = F.conv_transpose2d(
-        F.conv_transpose2d(wide, h.view(1, 1, 1, -1), stride=(1, 2)), h.view(1, 1, -1, 1), stride=(2, 1)
-    )
-    fine = fine.view(n, channels, *fine.shape[2:])
+    rows, columns = (_filters(side, x.dtype, x.device) for side in (height, width))
+    fine = rows.up @ x @ columns.up.T
+    inverse, size = inverse.to(x), x.new_tensor([width, height])
+    start = ((shift.to(x) * size)[:, None, :] @ inverse.mT)[:, 0] - (
+        size - 1
+    ) / 2  # of the place where the sum below begins
+    at = []
+    for axis, (side, filters) in enumerate(((width, columns), (height, rows))):
+        along = inverse[:, axis, 0, None] * columns.places - start[:, axis, None]
+        across = inverse[:, axis, 1, None] * rows.places
+        period = 2 * (side - 1)
+        place = torch.remainder(across[:, :, None] + along[:, None, :], period)
+        place = torch.minimum(place, period - place)  # mirrored at the outermost pixels
+        at.append(
+            place.mul_(4 / (filters.up.shape[0] - 1)).add_(2 * (2 * _PAD + _CENTRE) / (filters.up.shape[0] - 1) - 1)
+        )
+    sampled = F.grid_sample(fine, torch.stack(at, dim=-1), mode="bilinear", align_corners=True)
+    return rows.down @ sampled @ columns.down.T
 
-    def places(size: int) -> Tensor:
-        """Of the fine grid that the downsampling reads, in pixels from the centre."""
-        return (torch.arange(2 * size + len(SYM6) - 2, dtype=x.dtype) - _CENTRE) / 2 - (size - 1) / 2
 
-    rows, columns = torch.meshgrid(places(height), places(width), indexing="ij")
-    size = torch.tensor([width, height], dtype=x.dtype)
-    out = torch.stack([columns, rows], dim=-1) - (shift.to(x.dtype) * size)[:, None, None, :]
-    at = torch.einsum("bij,bhwj->bhwi", inverse.to(x.dtype), out) + (size - 1) / 2
-    at = (size - 1) - ((at % (2 * (size - 1))) - (size - 1)).abs()  # mirrored at the outermost pixels
-    index = 2 * (at + _PAD) + _CENTRE
-    last = torch.tensor([fine.shape[3] - 1, fine.shape[2] - 1], dtype=x.dtype)
-    sampled = F.grid_sample(fine, 2 * index / last - 1, mode="bilinear", align_corners=True).flatten(0, 1)[:, None]
-    back = F.conv2d(F.conv2d(sampled, h.view(1, 1, 1, -1), stride=(1, 2)), h.view(1, 1, -1, 1), stride=(2, 1))
-    return back.view(n, channels, height, width)
+class Filters(NamedTuple):
+    """What doubles and halves one axis of n pixels; as matrices, since a product of matrices costs less than many short sums."""
+
+    up: Tensor  # (fine, n): mirrored by `_PAD` pixels on both sides, then doubled
+    down: Tensor  # (n, read): halved
+    places: Tensor  # (read,) of the fine grid that the halving reads, in pixels from the centre
+
+
+@lru_cache(maxsize=32)
+def _filters(n: int, dtype: torch.dtype, device: torch.device) -> Filters:
+    with torch.inference_mode(False):
+        h, taps = torch.tensor(SYM6, dtype=torch.float64), len(SYM6)
+        mirrored = F.pad(torch.eye(n, dtype=torch.float64)[:, None], (_PAD, _PAD), mode="reflect")
+        up = F.conv_transpose1d(mirrored, h.view(1, 1, -1), stride=2)[:, 0].T
+        read = 2 * n + taps - 2
+        down = F.conv1d(torch.eye(read, dtype=torch.float64)[:, None], h.view(1, 1, -1), stride=2)[:, 0].T
+        places = (torch.arange(read, dtype=torch.float64) - _CENTRE) / 2 - (n - 1) / 2
+        return Filters(*(m.to(device, dtype).contiguous() for m in (up, down, places)))
 
 
 def _rotation(angle: Tensor) -> Tensor:
