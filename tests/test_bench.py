@@ -20,7 +20,7 @@ from explorer.sampling import SOLVERS, DPMpp2M, EDMStochastic, Euler, Heun, OdeS
 
 FIELDS = {
     "name", "ours", "unit", "limit", "limit_is", "ratio", "target", "peers", "speedup", "absent", "checks", "n_runs",
-    "fewer_runs", "min", "median", "max", "note",
+    "fewer_runs", "min", "median", "max", "note", "floor",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from explorer.bench.clock import Effort, Work, installed, rounds, threads
+from explorer.bench.peers import edm
 from explorer.bench.rows import Row
 from explorer.data import Dataset, Fractals, Loader, NonLeaking
 from explorer.data.gathered import gathered
@@ -60,7 +61,20 @@ def loader(name: str, effort: Effort, *, augment: bool = False) -> Row:
             shown = endless()
             return lambda: [next(shown) for _ in range(batches)] and None
 
-        peers, absent = installed({} if augment else {"torch DataLoader, one worker": torchs})
+        def edms() -> Work:
+            pipe = edm("training.augment").AugmentPipe(
+                p=0.12, xflip=1e8, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1
+            )
+
+            def run() -> None:
+                for i in range(batches):
+                    rows = order[(i * BATCH) % n :][:BATCH]
+                    pipe(pixels[rows].float().div_(127.5).sub_(1))
+
+            return run
+
+        wanted = {"NVlabs/edm AugmentPipe": edms} if augment else {"torch DataLoader, one worker": torchs}
+        peers, absent = installed(wanted)
         times, _ = rounds({"ours": ours, "limit": limit, **peers}, effort)
     what = ", augmented" if augment else ""
     row = Row.of(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from explorer.bench.clock import Effort, Work, installed, rounds, waiter
+from explorer.bench.peers import edm
 from explorer.bench.rows import Row
 from explorer.nets import CIFAR10_DDPMPP, DIGITS_UNET, EDMUNet, UNet, jvp
 
 Network = Callable[[Tensor, Tensor], Tensor]
-EDM_FOLDER = "EXPLORER_EDM"
-"""Environment variable that names a checkout of NVlabs/edm, to be timed beside ours; not part of this package."""
 
 
 def jvp_digits(name: str, effort: Effort, device: torch.device) -> Row:
@@ -76,15 +72,7 @@ def unet(name: str, effort: Effort, device: torch.device, *, train: bool, low: b
         return _steps(net, lambda x, t: net(x, 1000 * t, classes).sample, x, t, train, low)
 
     def edms() -> Work:
-        folder = Path(os.environ.get(EDM_FOLDER, ""))
-        if not os.environ.get(EDM_FOLDER) or not (folder / "training" / "networks.py").is_file():
-            raise ImportError(f"{EDM_FOLDER} names no checkout of NVlabs/edm")
-        sys.path.insert(0, str(folder))
-        try:
-            from training.networks import SongUNet
-        finally:
-            sys.path.remove(str(folder))
-        net = SongUNet(
+        net = edm("training.networks").SongUNet(
             32, 3, 3, label_dim=10, model_channels=size.get("channels", 128), channel_mult=[2, 2, 2],
             num_blocks=size.get("blocks", 4), attn_resolutions=[16], dropout=0.13,
         ).to(device)  # fmt: skip

@@ -3,16 +3,19 @@
 The network is the smallest anybody would sample from (3-64-64-2, batch 256), so that everything else shows: its bare call is
 seven tensor operations. All keep their state in float32, start from the same noise and are divided by their own number of
 evaluations. Set-up that a run needs (time grid, scheduler.set_timesteps) counts, for everybody. The rows ending in -float64
-show what our default costs: a state in float64 is cast on the way into the network and out of it.
+show what our default costs: a state in float64 is cast on the way into the network and out of it. Where a step is simple enough to be
+written by hand, `floor` is that: the network and the tensor operations that the step cannot do without, their numbers ready.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from explorer.bench import peers as theirs
 from explorer.bench.clock import Effort, Work, clock_of, installed, rounds, threads, waiter
 from explorer.bench.rows import Row
 from explorer.models.base import Preconditioned
@@ -68,6 +71,31 @@ class Setting:
         for _ in range(STEPS):
             self.net(self.noise32, self.level)
 
+    def by_hand(self, kind: str) -> Work:
+        """Euler's method on either model with the least tensor operations: `floor`."""
+        model, grid = (self.flow, FLOW_GRID) if kind == "flow" else (self.edm, EDM_GRID)
+        times, steps = grid.on(model.path), []
+        for t, t_next in pairwise(times):
+            c_skip, c_out, c_in, c_noise = model.precondition.at(t, model.path)
+            a, b = model.path.convert(model.precondition.kind, "velocity", t)
+            h = t_next - t
+            slope = 1 + h * (a + b * c_skip), h * b * c_out  # x_next = this x + that F(c_in x)
+            level = torch.tensor([c_noise], device=self.device)
+            steps.append((torch.tensor(c_in), level, torch.tensor(slope[0]), slope[1]))
+        start = self.noise32 * model.path.at(times[0])[1]
+
+        def run() -> Tensor:
+            x = start
+            for c_in, level, a, b in steps:
+                x = (
+                    torch.add(x, self.net(x, level), alpha=b)
+                    if kind == "flow"
+                    else torch.add(x * a, self.net(x * c_in, level), alpha=b)
+                )
+            return x
+
+        return run
+
 
 Peer = Callable[[Setting], tuple[Work, int]]
 """From a Setting: the work of one run, and its number of evaluations."""
@@ -96,16 +124,25 @@ def rk4(name: str, effort: Effort, device: torch.device) -> Row:
 
 
 def euler_edm(name: str, effort: Effort, device: torch.device) -> Row:
-    return _row(name, Euler(), "edm", {"diffusers EDMEuler": edm_scheduler("EDMEulerScheduler")}, effort, device)
+    peers = {"diffusers EDMEuler": edm_scheduler("EDMEulerScheduler"), "k-diffusion euler": k_diffusion("euler")}
+    return _row(name, Euler(), "edm", peers, effort, device)
 
 
 def heun_edm(name: str, effort: Effort, device: torch.device) -> Row:
-    return _row(name, Heun(), "edm", {"diffusers HeunDiscrete": heun_discrete}, effort, device)
+    peers = {
+        "diffusers HeunDiscrete": heun_discrete,
+        "k-diffusion heun": k_diffusion("heun", 2),
+        "NVlabs/edm edm_sampler": edm_sampler,
+    }
+    return _row(name, Heun(), "edm", peers, effort, device)
 
 
 def dpmpp_2m(name: str, effort: Effort, device: torch.device) -> Row:
     options = {"solver_order": 2, "final_sigmas_type": "zero", "lower_order_final": False, "euler_at_final": True}
-    peers = {"diffusers EDMDPMSolverMultistep": edm_scheduler("EDMDPMSolverMultistepScheduler", **options)}
+    peers = {
+        "diffusers EDMDPMSolverMultistep": edm_scheduler("EDMDPMSolverMultistepScheduler", **options),
+        "k-diffusion dpmpp_2m": k_diffusion("dpmpp_2m"),
+    }
     return _row(name, DPMpp2M(), "edm", peers, effort, device)
 
 
@@ -131,7 +168,7 @@ def recording(name: str, effort: Effort, device: torch.device) -> Row:
 
 def any_solver(name: str, effort: Effort, device: torch.device, *, solver: str) -> Row:
     """A row for each solver that has none of its own, on the EDM-preconditioned network."""
-    return _row(name, SOLVERS[solver](), "edm", DIFFUSERS.get(solver, {}), effort, device)
+    return _row(name, SOLVERS[solver](), "edm", PEERS.get(solver, {}), effort, device)
 
 
 def unet(name: str, effort: Effort, device: torch.device, *, solver: str) -> Row:
@@ -174,7 +211,9 @@ def _row(
         seeds = Seeds(range(BATCH)) if solver.stochastic else None
         work = {"ours": lambda: sampler.sample(model, noise, rng=seeds), "limit": s.bare}
         work |= {p: f for p, (f, _) in found.items()}
-        nfe = {"ours": sampler.nfe(model), "limit": STEPS} | {p: n for p, (_, n) in found.items()}
+        if type(solver) is Euler and dtype == torch.float32:
+            work["floor"] = s.by_hand(kind)
+        nfe = {"ours": sampler.nfe(model), "limit": STEPS, "floor": STEPS} | {p: n for p, (_, n) in found.items()}
         what = "velocity network (linear path)" if kind == "flow" else "EDM-preconditioned network"
         if solver.stochastic:
             what += ", noise from each sample's own generator (the peers draw a batch at once)"
@@ -195,7 +234,10 @@ def _measured(
     return Row.of(name, times, unit="us", limit_is=limit_is, target=target, absent=absent, checks=checks, note=note)
 
 
-EQUAL = {"torchdiffeq euler", "diffusers EDMEuler", "diffusers EDMDPMSolverMultistep"}
+EQUAL = {
+    "floor", "torchdiffeq euler", "diffusers EDMEuler", "diffusers EDMDPMSolverMultistep", "NVlabs/edm edm_sampler",
+    "k-diffusion euler", "k-diffusion heun", "k-diffusion dpmpp_2m", "k-diffusion dpmpp_2s", "k-diffusion dpm_2",
+}  # fmt: skip
 """Those that take the same steps, and so must end at the same points, to the rounding of float32."""
 
 
@@ -258,6 +300,49 @@ def heun_discrete(s: Setting) -> tuple[Work, int]:
     return _loop(s, scheduler, s.noise32 * float(scheduler.init_noise_sigma), lambda t: t / 1000)
 
 
+class Denoised(nn.Module):
+    """The network under EDM's preconditioning, of sigma () or (B,), as NVlabs/edm and k-diffusion want to be given it."""
+
+    sigma_min, sigma_max = 0.0, float("inf")
+
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5):
+        super().__init__()
+        self.net, self.sigma_data = net, sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
+        x, sigma = x.float(), sigma.float().reshape(-1, 1)
+        total = sigma**2 + self.sigma_data**2
+        raw = self.net(x / total.sqrt(), sigma.flatten().log() / 4)
+        return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+def edm_sampler(s: Setting) -> tuple[Work, int]:
+    """Algorithm 1 of Karras et al. by its authors; its state is float64."""
+    sampler, model = theirs.edm("generate").edm_sampler, Denoised(s.net)
+    return lambda: sampler(model, s.noise32, num_steps=STEPS, sigma_min=SIGMA[0], sigma_max=SIGMA[1]), 2 * STEPS - 1
+
+
+def k_diffusion(name: str, evaluations: int = 1, **options) -> Peer:
+    """`sample_<name>` with one or two evaluations a step, one in the last. Noise is drawn a batch at once."""
+
+    def build(s: Setting) -> tuple[Work, int]:
+        sampling, model = theirs.k_diffusion(), Denoised(s.net)
+        sampler, start = getattr(sampling, f"sample_{name}"), s.noise32 * SIGMA[1]
+        if "sde" in name:
+            options["noise_sampler"] = lambda *_: torch.randn_like(start)
+
+        def run() -> Tensor:
+            sigmas = sampling.get_sigmas_karras(STEPS, *SIGMA, device=s.device)
+            return sampler(model, start, sigmas, disable=True, **options)
+
+        return run, evaluations * STEPS - (evaluations - 1)
+
+    return build
+
+
 def _loop(s: Setting, scheduler, start: Tensor, level: Callable[[Tensor], Tensor]) -> tuple[Work, int]:
     """The loop of a diffusers pipeline: scale the input, ask the network, step."""
     scheduler.set_timesteps(STEPS, device=s.device)
@@ -276,13 +361,26 @@ def _loop(s: Setting, scheduler, start: Tensor, level: Callable[[Tensor], Tensor
 
 _EDM_DPM, _EDM_SDE = "EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}
 _SINGLE, _DPM = "DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"
-DIFFUSERS: dict[str, dict[str, Peer]] = {
-    "dpm-solver-2": {"diffusers KDPM2": karras_scheduler("KDPM2DiscreteScheduler")},
-    "dpmpp-2s": {"diffusers DPMSolverSinglestep 2": karras_scheduler(_SINGLE, solver_order=2)},
+PEERS: dict[str, dict[str, Peer]] = {
+    "dpm-solver-2": {
+        "diffusers KDPM2": karras_scheduler("KDPM2DiscreteScheduler"),
+        "k-diffusion dpm_2": k_diffusion("dpm_2", 2),
+    },
+    "dpmpp-2s": {
+        "diffusers DPMSolverSinglestep 2": karras_scheduler(_SINGLE, solver_order=2),
+        "k-diffusion dpmpp_2s": k_diffusion("dpmpp_2s_ancestral", 2, eta=0.0),
+    },
     "dpmpp-3m": {"diffusers EDMDPMSolverMultistep 3": edm_scheduler(_EDM_DPM, solver_order=3)},
-    "dpmpp-2m-sde": {"diffusers EDMDPMSolverMultistep sde 2": edm_scheduler(_EDM_DPM, **_EDM_SDE)},
-    "dpmpp-3m-sde": {"diffusers DPMSolverMultistep sde 3": karras_scheduler(_DPM, **_EDM_SDE, solver_order=3)},
+    "dpmpp-sde": {"k-diffusion dpmpp_sde": k_diffusion("dpmpp_sde", 2)},
+    "dpmpp-2m-sde": {
+        "diffusers EDMDPMSolverMultistep sde 2": edm_scheduler(_EDM_DPM, **_EDM_SDE),
+        "k-diffusion dpmpp_2m_sde": k_diffusion("dpmpp_2m_sde"),
+    },
+    "dpmpp-3m-sde": {
+        "diffusers DPMSolverMultistep sde 3": karras_scheduler(_DPM, **_EDM_SDE, solver_order=3),
+        "k-diffusion dpmpp_3m_sde": k_diffusion("dpmpp_3m_sde"),
+    },
     "unipc": {"diffusers UniPCMultistep": karras_scheduler("UniPCMultistepScheduler")},
     "deis": {"diffusers DEISMultistep": karras_scheduler("DEISMultistepScheduler")},
 }
-"""Schedulers that do the same work a step as one of our solvers; their time grids and orders at the ends differ."""
+"""Samplers that do the same work a step as one of our solvers; the time grids and orders at the ends of diffusers' differ."""

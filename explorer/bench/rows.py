@@ -44,6 +44,7 @@ class Row:
         peers: name -> median of another library on the same work.
         speedup: fastest peer over ours; None without peers.
         absent: peers that are not installed here.
+        floor: what the work costs written out by hand, where that is more than the limit; None where it was not measured.
         checks: name -> relative difference of our result from another one that should be equal.
         n_runs: rounds; `fewer_runs` names what was too slow for all of them.
         min, median, max: of ours.
@@ -67,6 +68,7 @@ class Row:
     median: float
     max: float
     note: str = ""
+    floor: float | None = None
 
     @classmethod
     def of(
@@ -81,11 +83,11 @@ class Row:
         checks: Mapping[str, float] | None = None,
         note: str = "",
     ) -> Row:
-        """The row of seconds per round of "ours", "limit" (may be missing) and the peers (all the others)."""
+        """The row of seconds per round of "ours", "limit" and "floor" (may be missing) and the peers (all the others)."""
         scaled = {key: [s * PER_SECOND[unit] for s in seconds] for key, seconds in times.items()}
         middle = {key: statistics.median(values) for key, values in scaled.items()}
         ours, limit, n_runs = scaled["ours"], scaled.get("limit"), len(scaled["ours"])
-        peers = {key: value for key, value in middle.items() if key not in ("ours", "limit")}
+        peers = {key: value for key, value in middle.items() if key not in ("ours", "limit", "floor")}
         return cls(
             name=name,
             ours=middle["ours"],
@@ -104,6 +106,7 @@ class Row:
             median=middle["ours"],
             max=max(ours),
             note=note,
+            floor=middle.get("floor"),
         )
 
     def as_rate(self, n: int, unit: str) -> Row:
@@ -117,6 +120,7 @@ class Row:
             "unit": unit,
             "ours": rate(self.ours),
             "limit": None if self.limit is None else rate(self.limit),
+            "floor": None if self.floor is None else rate(self.floor),
             "peers": {key: rate(value) for key, value in self.peers.items()},
             "min": rate(self.max),
             "median": rate(self.median),
