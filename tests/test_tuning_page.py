@@ -336,6 +336,22 @@ def test_a_stopped_search_reports_what_it_has_and_goes_on_after_a_restart(desk):
     assert len(again.store.tuned().history) == len(after)
 
 
+def test_a_search_that_is_given_more_trials_goes_on_as_it_began(desk):
+    """Also where the tuner was made for a number of trials: its journal would refuse another one."""
+    page = desk(
+        SMALL.replace("what=schedule", "what=joint").replace("coordinate", "halving").replace("trials=4", "trials=6")
+    )
+    page.send("start")
+    page.until(lambda: page.state == "done")
+    before = [t.to_dict() for t in page.store.trials]
+    page.send("more", trials=5)
+    page.until(lambda: page.state == "done" and len(page.store.trials) >= len(before))
+    assert page.store.error is None and [t.to_dict() for t in page.store.trials][: len(before)] == before
+    assert (page.store.record.plan.trials, page.store.record.plan.size) == (11, 6)
+    page.send("again")
+    assert page.store.plan.size == 11
+
+
 def test_a_search_belongs_to_the_process_and_every_page_sees_it(desk):
     page = desk(ENDLESS)
     page.send("start")
@@ -408,7 +424,6 @@ def test_a_trial_is_picked_and_becomes_the_next_baseline(desk):
         ({"type": "axis", "which": "x", "knob": "nope"}, "unknown knob of a map"),
         ({"type": "axis", "which": "x", "knob": "rho", "low": 5.0, "high": 2.0}, "first smaller"),
         ({"type": "show", "name": "nope"}, "no search"),
-        ({"type": "stop"}, "not running"),
         ({"type": "export", "form": "python"}, "no trial"),
         ({"type": "keep"}, "no search"),
     ],

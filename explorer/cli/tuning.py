@@ -401,7 +401,13 @@ def tuner_of(
             raise BadValue(
                 f"solvers are tried one by one and the better ones on more samples: leave out --method {method}"
             )
-        return t.Halving(settings=t.every_solver(model, nfe))
+        every, room = t.every_solver(model, nfe), 2 * budget // 3
+        if room < len(every):
+            all_of_them = -(-3 * len(every) // 2)
+            note(
+                f"{budget} trials hold {max(room, 1)} of {len(every)} solvers and grids: --budget {all_of_them} tries all"
+            )
+        return t.Halving(settings=t.spread(every, room))
     if what == "layers" or method == "autodiffusion":
         return evolution(model, what, method, budget, first)
     if method in ("dp", "ays", "gradient", "decoupled"):

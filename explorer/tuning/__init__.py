@@ -16,7 +16,7 @@ from explorer.tuning.restarts import RestartSearch, forgetting
 from explorer.tuning.search import CMA, Chain, Coordinate, Halving, Listed, Optuna
 from explorer.tuning.setting import Asked, Guidance, Layers, Setting, Skips, Wrapper, fingerprint, wrapper_from_dict
 from explorer.tuning.shared import SharedStudy
-from explorer.tuning.space import GuidanceSpace, Joint, Nodes, RestartSpace, SkipScales, Space, every_solver
+from explorer.tuning.space import GuidanceSpace, Joint, Nodes, RestartSpace, SkipScales, Space, every_solver, spread
 from explorer.tuning.study import Budget, Proposal, Study, Task, Trial, Tuner, pareto, tune
 from explorer.tuning.tuned import Point, Tuned, held_out_front
 from explorer.tuning.weights import Basis, Combinations, Evolution, Weights, ema_coefficients
@@ -27,5 +27,5 @@ __all__ = [
     "Measurement", "MetricObjective", "Nodes", "Objective", "Optuna", "Point", "Proposal", "RestartSearch", "RestartSpace",
     "Setting", "SharedStudy", "SkipScales", "Skips", "Solution", "Space", "Study", "Task", "Trial", "TruncationError", "Tuned",
     "Tuner", "Weights", "Wrapper", "ema_coefficients", "every_solver", "fingerprint", "forgetting", "held_out_front", "landscape",
-    "once_a_step", "pareto", "tune", "unrollable", "wrapper_from_dict",
+    "once_a_step", "pareto", "spread", "tune", "unrollable", "wrapper_from_dict",
 ]  # fmt: skip

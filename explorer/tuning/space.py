@@ -383,6 +383,12 @@ def every_solver(
     return tuple(dict.fromkeys(out))
 
 
+def spread(settings: Sequence[Setting], n: int) -> tuple[Setting, ...]:
+    """At most n of the settings, evenly over their order; all where they fit."""
+    n = max(n, 1)
+    return tuple(settings) if len(settings) <= n else tuple(settings[i * len(settings) // n] for i in range(n))
+
+
 def most_steps(made: Callable[[int], Setting], model: Model, nfe: int) -> Setting:
     """`made(n)` with the largest n that takes at most `nfe` evaluations a sample.
 

@@ -109,9 +109,16 @@ class Tuned:
         """Whether the setting beats the baseline on held-out noise by more than twice the paired error."""
         return self.difference.value < -2 * self.difference.std_error
 
+    @property
+    def few_samples(self) -> str:
+        """Words for a search whose budget ended before any trial was measured on all samples; else empty."""
+        whole = [t for t in self.history[1:] if t.n == self.history[0].n]
+        return ", none of them on all samples: allow more" if self.history[1:] and not whole else ""
+
     def __str__(self) -> str:
         if self.setting == self.start:
-            return f"nothing better than the baseline was found: {self.baseline}, {self.nfe[1]} NFE, {len(self.history) - 1} trials"
+            count = f"{len(self.history) - 1} trials{self.few_samples}"
+            return f"nothing better than the baseline was found: {self.baseline}, {self.nfe[1]} NFE, {count}"
         held = verdict(self.difference, "tuned", "baseline")
         found = plus_minus(self.search_difference.value, self.search_difference.std_error)
         return (

@@ -10,12 +10,12 @@ export function render({ model, el }) {
   const minutes = h("input", { type: "text", inputmode: "decimal", placeholder: "none", "data-part": "minutes", title: "Most minutes of measuring; empty is no limit", onchange: () => choose("minutes", minutes.value) });
   const count = h("select", { "data-part": "n", title: "Samples of each trial, the same noise for all", onchange: () => choose("n", Number(count.value)) });
   const seed = numberField({ min: 0, max: 999, step: 1, "data-part": "seed", title: "Of the search's draws and of its noise" }, (value) => choose("seed", value));
-  const about = h("p", { class: "fine" }), doc = h("p", { class: "fine", "data-part": "doc" }), blocked = h("p", { class: "blocked", "data-part": "blocked", hidden: true });
+  const about = h("p", { class: "fine" }), doc = h("p", { class: "fine", "data-part": "doc" }), how = h("p", { class: "fine", "data-part": "how" }), blocked = h("p", { class: "blocked", "data-part": "blocked", hidden: true });
   const start = h("button", { class: "btn primary start", type: "button", "data-act": "start", title: "Start this search (n)", onclick: () => send({ type: "start" }) }, "Start");
   const pane = h("section", { class: "pane card form", "aria-label": "New search" },
     h("div", { class: "head" }, h("h2", { style: "flex: 1" }, "New search")),
-    h("div", { class: "grid" }, h("label", { for: "model" }, "model"), picker, h("label", { for: "what" }, "tune"), picks.what, h("label", { for: "objective" }, "lower"), picks.objective,
-      h("label", { for: "method" }, "by"), picks.method, doc),
+    h("div", { class: "grid" }, h("label", { for: "model" }, "model"), picker, h("label", { for: "what" }, "tune"), picks.what, doc, h("label", { for: "objective" }, "lower"), picks.objective,
+      h("label", { for: "method" }, "by"), picks.method, how),
     h("div", { class: "few" }, h("label", {}, "NFE", nfe), h("label", {}, "samples", count), h("label", {}, "trials", trials), h("label", {}, "minutes", minutes), h("label", {}, "seed", seed)),
     about, blocked, start);
 
@@ -38,6 +38,7 @@ export function render({ model, el }) {
       node.title = [now?.doc, ...offers.filter((o) => o.reason).map((o) => `${o.title}: ${o.reason}`)].filter(Boolean).join("\n");
     }
     doc.textContent = d.whats.find((o) => o.name === d.what)?.doc || "";
+    how.textContent = d.methods.find((o) => o.name === d.method)?.doc || "";
     nfe.show(d.nfe ?? ""); trials.show(d.trials); seed.show(d.seed);
     minutes.value = d.minutes ?? ""; count.value = d.n;
     about.textContent = [d.about, d.cost].filter(Boolean).join(" ");

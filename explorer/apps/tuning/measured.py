@@ -42,7 +42,7 @@ def steps_data(store: Tunings) -> dict:
         "other": None
         if other is None or other == setting
         else {
-            "label": f"trial {trial.number}" if trial.number else "baseline",
+            "label": f"trial {trial.number}" if trial.number else "the baseline of the search",
             "color": BEST,
             "nodes": _levels(other, store.model),
             "fixed": _fixed(store, other),

@@ -47,7 +47,7 @@ WHATS = {
     "schedule": ("schedule", "The noise levels of the steps, each anywhere; solver and number of steps stay."),
     "solver": (
         "solver × grid",
-        "Every deterministic solver on every kind of grid, with the steps that the same cost allows.",
+        "Other solvers at the same cost: every deterministic one on every kind of grid, or one learnt for this model.",
     ),
     "skip-line": (
         "skips, two ends",
@@ -139,6 +139,7 @@ class Plan:
     Attributes:
         start: model and knobs of the baseline.
         n: samples of each trial; trials, minutes: where the search ends; seed: of its draws and of its noise.
+        first: trials that it was to have when it began, where it has been given more since; 0 is `trials`.
     """
 
     start: settings.Setting
@@ -149,6 +150,7 @@ class Plan:
     trials: int = 60
     minutes: float | None = None
     seed: int = 0
+    first: int = 0
 
     @classmethod
     def of(cls, model: str, knobs: SamplerKnobs | None = None) -> Plan:
@@ -164,6 +166,11 @@ class Plan:
     @property
     def knobs(self) -> SamplerKnobs:
         return self.start.knobs
+
+    @property
+    def size(self) -> int:
+        """Trials that its tuner is made for: given more of them, it goes on as it began."""
+        return self.first or self.trials
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "start": self.start.to_dict()}
@@ -252,13 +259,15 @@ class Plan:
     def tuner(self, model: Model, start: tuning.Setting) -> tuning.Tuner:
         nfe = start.nfe(model)
         if self.method == "bespoke":
-            return Bespoke(every=max(-(-BESPOKE // max(self.trials - 1, 1)), 10), iterations=BESPOKE)
+            return Bespoke(every=max(-(-BESPOKE // max(self.size - 1, 1)), 10), iterations=BESPOKE)
         if self.method == "autodiffusion":
             genome_of(start, model)
-            return sized(self.trials, LEFT_OUT if self.what == "layers" else (0.0, 0.0))
+            return sized(self.size, LEFT_OUT if self.what == "layers" else (0.0, 0.0))
         if self.what == "solver":
             every = tuning.every_solver(model, nfe)
-            return tuning.Listed(every) if self.method == "list" else tuning.Halving(settings=every)
+            if self.method == "list":
+                return tuning.Listed(tuning.spread(every, self.size))
+            return tuning.Halving(settings=tuning.spread(every, 2 * self.size // 3))
         front = self.method == "nsga2"
         space = {
             "schedule": lambda: tuning.Nodes(),
@@ -273,16 +282,16 @@ class Plan:
             return tuning.DynamicProgram() if self.method == "dp" else tuning.AlignSteps()
         if self.method in ("gradient", "decoupled"):
             apart = self.method == "decoupled"
-            return tuning.Gradient(every=max(GRADIENTS // self.trials, 1), iterations=GRADIENTS, decoupled=apart)
+            return tuning.Gradient(every=max(GRADIENTS // self.size, 1), iterations=GRADIENTS, decoupled=apart)
         if self.method == "chain" and self.what == "schedule":
             return tuning.Chain((tuning.DynamicProgram(), tuning.Coordinate(space)))
         if self.method == "chain":
-            drawn = max(self.trials // 2, 1)
+            drawn = max(self.size // 2, 1)
             return tuning.Chain((tuning.Halving(space, candidates=drawn), tuning.Coordinate(tuning.Nodes(), step=0.05)))
         if self.method in ("tpe", "nsga2"):
             return tuning.Optuna(space, self.method)
         if self.method == "halving":
-            return tuning.Halving(space, candidates=max(self.trials // 2, 1))
+            return tuning.Halving(space, candidates=max(self.size // 2, 1))
         return {"coordinate": tuning.Coordinate, "cma": tuning.CMA}[self.method](space)
 
     @property

@@ -22,7 +22,7 @@ from explorer.tuning import Trial
 MOST = 2
 """Searches that run at a time; each holds one of the worker's places until it ends."""
 LEARNT = {"gradient": "learning the grid, ", "decoupled": "learning the grid, ", "bespoke": "learning the solver, "}
-TELL_EVERY = 0.15  # seconds between two words to the pages
+TELL_EVERY = 0.25  # seconds between two words to the pages
 
 
 @dataclass(eq=False)

@@ -7,6 +7,8 @@ of a grid's steps are a side job that the next drag replaces.
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,8 @@ from explorer.tuning import Setting as Tunable
 from explorer.tuning import Trial, Tuned, pareto
 
 MOST_ERRORS = 64
+PAUSE = 4
+"""Times the time that drawing what a search did took, before it is drawn again."""
 
 
 class Tunings(Store):
@@ -70,8 +74,25 @@ class Tunings(Store):
         self.map: Map | None = None
         self.axes: dict[str, dict[str, Any]] = {"x": {}, "y": {}}
         self.download: Download | None = None
-        self._silent = self.searches.listen(lambda: self._post(self.look))
         self._seen: tuple = ()
+        self._lock, self._asked, self._quiet_until = threading.Lock(), False, 0.0
+        self._silent = self.searches.listen(self._told)
+
+    def _told(self) -> None:
+        """Looks soon, once: a page that takes long to draw looks more seldom, so that it still hears its user. From any thread."""
+        with self._lock:
+            if self._asked:
+                return
+            self._asked = True
+        timer = threading.Timer(max(self._quiet_until - time.monotonic(), 0.0), lambda: self._post(self._glance))
+        timer.daemon = True
+        timer.start()
+
+    def _glance(self) -> None:
+        self._asked, began = False, time.monotonic()
+        self.look()
+        now = time.monotonic()
+        self._quiet_until = now + PAUSE * (now - began)
 
     # What is asked
 
@@ -190,7 +211,9 @@ class Tunings(Store):
         return name
 
     def halt(self, name: str) -> None:
-        self.searches.stop(name)
+        """Stops a search; one that has ended meanwhile is left at that."""
+        if self.searches.get(name) is not None:
+            self.searches.stop(name)
         self.look()
 
     def resume(self, name: str, more: int = 0) -> None:
@@ -200,7 +223,14 @@ class Tunings(Store):
             raise BadValue(f"{name} was not started here: go on with it by repeating its command, explorer tune.")
         done = max(len(record.trials) - 1, 0)
         plan = (
-            record.plan if not more else replace(record.plan, trials=max(record.plan.trials, done) + more, minutes=None)
+            record.plan
+            if not more
+            else replace(
+                record.plan,
+                trials=max(record.plan.trials, done) + more,
+                minutes=None,
+                first=record.plan.size,
+            )
         )
         self.searches.begin(self._worker, plan, name, self.folder)
         self.show(name)
@@ -254,7 +284,7 @@ class Tunings(Store):
     def ask_again(self) -> None:
         """Puts into the form what the search that is looked at was asked."""
         if self.record is not None and self.record.plan is not None:
-            self._ask(self.record.plan)
+            self._ask(replace(self.record.plan, first=0))
 
     def look(self) -> None:
         """Reads what is new of the searches."""
@@ -266,6 +296,7 @@ class Tunings(Store):
         if (seen := (self.shown, state, best.number if best is not None else None)) != self._seen:
             self._seen = seen
             self._measure_steps()
+            self.changed("steps")
         failure = self.searches.failures.get(self.shown)
         if failure is not None and self.error is not failure:
             self.error = failure
@@ -332,11 +363,14 @@ class Tunings(Store):
 
         def show(item: Any) -> None:
             if isinstance(item, Failure):
+                self.notice = ""
                 self.say(item)
             else:
-                self.download = item
-                self.changed("download")
+                self.download, self.notice = item, ""
+                self.changed("download", "state")
 
+        self.notice, self.error = f"Writing trial {trial.number} as {EXPORTS[form]}…", None
+        self.changed("state")
         self.side("export", make, show)
 
     # The grid

@@ -70,7 +70,8 @@ def title_of(store: Tunings, name: str) -> str:
         record = next((r for r in store.records if r.name == name), None)
         return f"{record.model or 'unknown model'} · {name}" if record is not None else ""
     nfe = plan.nfe()
-    return f"{catalogue.title(plan.model)} · {WHATS[plan.what][0]}" + (f" · {nfe} NFE" if nfe else "")
+    what = "bespoke solver" if plan.method == "bespoke" else WHATS[plan.what][0]
+    return f"{catalogue.title(plan.model)} · {what}" + (f" · {nfe} NFE" if nfe else "")
 
 
 def _plan(store: Tunings, name: str):
@@ -294,7 +295,7 @@ def _verdict(tuned: Tuned) -> dict:
     if tuned.setting == tuned.start:
         return {
             "kind": "same",
-            "text": f"Nothing better than the baseline was found in {len(tuned.history) - 1} trials.",
+            "text": f"Nothing better than the baseline was found in {len(tuned.history) - 1} trials{tuned.few_samples}.",
         }
     if not (math.isfinite(d.value) and math.isfinite(d.std_error)):
         return {"kind": "same", "text": f"The two cannot be compared: {d.note or 'no finite difference'}."}
