@@ -17,6 +17,7 @@ from explorer.apps.trajectory.compute import STAGES, Curves, Plane, Scene
 from explorer.apps.worker import Failure, Job
 from explorer.errors import BadValue
 from explorer.knobs import GROUPS, SamplerKnobs
+from explorer.sampling import sigmas_of
 
 CACHE_BYTES = 400 * 2**20
 
@@ -145,7 +146,7 @@ def about_of(setting: Setting) -> About:
     model, sampler = knobs.build(base)
     if not sampler.monotone:
         raise BadValue("restarts go up again, and this page draws runs whose noise only falls: set restarts to 0 here.")
-    return About(knobs.describe(base), sampler.nfe(model), tuple(float(v) for v in sampler.grid.sigmas(base.path)))
+    return About(knobs.describe(base), sampler.nfe(model), sigmas_of(sampler, base))
 
 
 @dataclass(frozen=True)
