@@ -13,7 +13,9 @@ from browsing import Visitor
 pytest.importorskip("panel")
 pytest.importorskip("optuna")
 
-from explorer.tuning import Tuned
+from explorer.models.bundled import load
+from explorer.sampling import DDIM, Euler, OdeSampler, ScaleTimeSampler, TimeGrid
+from explorer.tuning import Budget, FunctionObjective, Layers, Listed, Setting, Study, Tuned
 
 pytestmark = pytest.mark.browser
 
@@ -126,4 +128,44 @@ def test_a_map_in_the_dark_on_a_narrow_screen(browser, served):
     assert page.fits()
     cells.first.click()
     page.page.wait_for_url("**/lab#**rho=2.0**")
+    page.close()
+
+
+def searched(runs, name: str, model: str, solver, found: Setting, grid: TimeGrid) -> None:
+    """A search of one trial that wins, in the page's folder as `explorer tune` would leave it."""
+    goal = FunctionObjective(lambda model, sampler, seeds: sampler.nfe(model) / 9, range(10**9, 10**9 + 2), "cost")
+    start = Setting(OdeSampler(solver, grid))
+    journal = runs / "tuning" / f"{name}.jsonl"
+    study = Study(load(model), start, goal, Listed((found,)), Budget(trials=1), journal=journal)
+    list(study)
+    study.finish(2).save(runs / "tuning" / f"{name}.found.json")
+
+
+def test_what_has_no_ticks_is_shown_and_opens_in_the_sampler_lab(browser, served):
+    """A solver with a scale of its own says why nothing can be dragged; what a step leaves out of the network is a map."""
+    address, runs = served
+    own = ScaleTimeSampler.plain([0.95, 0.4, 0.0], "rk1")
+    searched(runs, "own", "oracle-8gaussians", Euler(), Setting(own), TimeGrid.karras(4, 0.05, 20.0))
+    page = TuningVisitor(browser, address, "tuning#tuning?model=oracle-8gaussians&label=-1&u.search=own")
+    said = page.page.locator("[data-part=grid-fixed]")
+    page.poll(said.inner_text, lambda text: "scale of its own" in text)
+    page.page.locator("[data-preview] circle").first.wait_for()
+    assert page.page.locator("[data-found]").count() == 3 and page.page.locator(".layers svg:visible").count() == 0
+    page.act("take").click()
+    page.poll(page.ticks, lambda now: now == [])
+    page.act("lab").click()
+    page.page.wait_for_url("**/lab#**")
+    field = page.page.locator("input[data-knob=own]")
+    assert page.poll(lambda: field.input_value() if field.count() else "", bool) == own.to_json()
+    page.close()
+
+    levels = ((80.0, (0,)), (1.0, (2, 5)), (0.1, ()))
+    layered = Setting(OdeSampler(DDIM(), TimeGrid((80.0, 1.0, 0.1, 0.0))), (Layers(levels),))
+    searched(runs, "thin", "digits", DDIM(), layered, TimeGrid.karras(5, 0.002, 80.0))
+    page = TuningVisitor(browser, address, "tuning#tuning?model=digits&u.search=thin", width=480, height=800)
+    out = page.page.locator("rect[data-out]")
+    page.poll(out.count, lambda n: n == 3)
+    places = out.evaluate_all("all => all.map((r) => [Number(r.dataset.level), Number(r.dataset.block)])")
+    assert sorted(map(tuple, places)) == [(0, 0), (1, 2), (1, 5)]
+    assert "21 of 24 blocks" in page.page.locator("[data-part=layers-note]").inner_text() and page.fits()
     page.close()

@@ -62,7 +62,7 @@ def enough_for_layers(trials: int) -> None:
     """Raises BadValue where so few trials leave no block out."""
     if trials < LEAST_TRIALS:
         raise BadValue(
-            f"blocks are left out from the sixth of ten generations on, and {trials} trials are too few: allow at least {LEAST_TRIALS}"
+            f"the first of ten generations leave no block out, and {trials} trials end before the others: allow at least {LEAST_TRIALS}"
         )
 
 

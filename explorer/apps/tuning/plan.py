@@ -56,8 +56,7 @@ WHATS = {
     "skip": ("skips, each", "One factor for each skip connection. Ma et al. 2024, arXiv 2402.15170."),
     "layers": (
         "layers left out",
-        "Steps, and the blocks of the network that each leaves out, so that what is left out pays for more steps. Li et al. 2023, "
-        "arXiv 2309.10438.",
+        "Steps, and the blocks of the network that each leaves out, so that what is left out pays for more steps.",
     ),
     "guidance": (
         "guidance",
@@ -100,7 +99,7 @@ METHODS = {
     ),
     "autodiffusion": (
         "evolution (AutoDiffusion)",
-        "Ten generations of steps, from the third to the sixth on with blocks left out. Li et al. 2023, arXiv 2309.10438.",
+        "Ten generations bred from the best so far; in a search of layers the later ones leave some out. Li et al. 2023, arXiv 2309.10438.",
     ),
     "decoupled": (
         "gradient, times apart",

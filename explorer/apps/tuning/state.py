@@ -75,6 +75,7 @@ class Tunings(Store):
         self.axes: dict[str, dict[str, Any]] = {"x": {}, "y": {}}
         self.download: Download | None = None
         self._seen: tuple = ()
+        self.refused = 0
         self._lock, self._asked, self._quiet_until = threading.Lock(), False, 0.0
         self._silent = self.searches.listen(self._told)
 
@@ -110,6 +111,7 @@ class Tunings(Store):
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
+        self.refused += 1  # makes the form differ from what was sent last
         self.changed("form", "steps", "map")  # what was refused is drawn as it was
 
     def choose_model(self, name: str) -> None:

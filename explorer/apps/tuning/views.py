@@ -125,8 +125,15 @@ def form_data(store: Tunings) -> dict:
         if o.name == name
     ]
     blocked = problem or next((o.reason for o in chosen if o.reason), "")
+    if (
+        not blocked
+        and plan.objective == "metric"
+        and plan.n < (least := getattr(catalogue.metric(plan.model), "n_min", 2))
+    ):
+        blocked = f"{catalogue.metric_name(plan.model)} needs at least {least} samples to give a number: choose more."
     cost = None if problem else plan.cost()
     return {
+        "refused": store.refused,
         "models": catalogue.groups(),
         "model": plan.model,
         "nfe": nfe,
