@@ -99,7 +99,11 @@ def failed(student: Affine) -> bool:
 
 
 def two_time_scales(bench: Bench) -> Verdict:
-    """Stochastic gradient descent, the generator's rate five times that of its critic."""
+    """Stochastic gradient descent, the generator's rate five times that of its critic.
+
+    Over the 12 runs of seeds 0 to 2, 11, 1 and 4 fail at R = 1, 5 and 10: far fewer than at R = 1, and 1 against 4 is chance (Fisher's
+    p = 0.3). At R = 10 single steps throw the generator so far, to spreads of 7, 9 and beyond, that the fake score never fits it again.
+    """
     rates = {"lr": 5e-2, "fake_lr": 1e-2, "kind": "sgd", "batch": 64, "steps": 1000, "sigma_data": 0.6}
     share = {}
     for ratio in RATIOS:
@@ -169,21 +173,10 @@ def isolated(bench: Bench) -> Verdict:
 @functools.lru_cache(1)
 def at_rest(seed: int) -> DMD2:
     """Fake score and head trained on N(0.4, 0.8^2) against TARGET; the student does not move."""
-    return last(
-        fit(
-            TARGET,
-            lambda: Affine([0.4], [0.8]),
-            lambda: MLP(1, 64, 2),
-            seed=seed,
-            steps=2000,
-            batch=256,
-            decay="cosine",
-            lr=1e-30,
-            fake_lr=2e-3,
-            disc_weight=1.0,
-            ratio=10**9,
-        )  # fmt: skip
-    )
+    return last(fit(
+        TARGET, lambda: Affine([0.4], [0.8]), lambda: MLP(1, 64, 2), seed=seed, steps=2000, batch=256, decay="cosine",
+        lr=1e-30, fake_lr=2e-3, disc_weight=1.0, ratio=10**9,
+    ))  # fmt: skip
 
 
 def discriminator(bench: Bench) -> Verdict:
@@ -262,6 +255,10 @@ def gan_corrects(bench: Bench) -> Verdict:
 
 
 def backward_simulation(bench: Bench) -> Verdict:
+    """Half the steps and batch of the toy's recipe.
+
+    On the mean of seeds 0 to 2 nothing separates own states (0.084), noised data (0.088) and one step (0.084), each +- 0.01 to 0.02.
+    """
     real = oracle("8gaussians").sample(8000, torch.Generator().manual_seed(1))[0]
     own, other = (
         bench.model(shortened(plane("8gaussians", FEW, f"toy-dmd2-4step-{name}", simulate=simulate), 1500, 128))
