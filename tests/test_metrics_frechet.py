@@ -313,9 +313,12 @@ def test_band_around_the_raw_value_misses():
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("per_feature", [5, 15])
-def test_band_covers_the_truth_200_repeats(per_feature, same):
-    corrected, raw = coverage(64, per_feature, same, 200, seed=7)
-    assert corrected >= 0.90
+@pytest.mark.parametrize(
+    ("repeats", "least"), [(40, at_least(0.93, 40)), pytest.param(200, 0.90, marks=pytest.mark.slow)]
+)
+def test_band_covers_the_truth_and_that_of_the_raw_value_does_not(repeats, least, per_feature, same):
+    corrected, raw = coverage(64, per_feature, same, repeats, seed=7)
+    assert corrected >= least
     assert raw <= 0.05
 
 

@@ -392,11 +392,14 @@ def test_nothing_is_kept_before_it_is_measured_or_when_it_is_damaged(runs):
     assert not bundled.user_folder().exists() or not list(bundled.user_folder().iterdir())
 
 
-def test_what_the_command_line_has_trained_is_on_record_and_can_be_kept(runs):
+def test_what_the_command_line_has_trained_is_on_record_and_can_be_kept(runs, monkeypatch):
     from typer.testing import CliRunner
 
     from explorer.cli import app
+    from explorer.reproduction import run
 
+    # the twenty draws of a card take as many seconds
+    monkeypatch.setattr(run, "evaluate", lambda *a, whole=run.evaluate, **more: whole(*a, **{**more, "draws": 2}))
     words = "train edm --data toy-moons --set plan.n_steps=6 --set plan.batch_size=16 --set plan.tick_steps=2 --seed 4"
     out = CliRunner().invoke(app, [*words.split(), "--out", str(runs / "mine-2"), "--previews"])
     assert out.exit_code == 0, out.output
