@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,3 +49,13 @@ def test_nothing_is_left_behind_even_after_an_error(networks):
     step(student, teacher)
     assert not shown and not any(m._forward_hooks for m in student.modules())
     assert not any(p._post_accumulate_grad_hooks for p in student.parameters())
+
+
+def test_a_copy_made_meanwhile_is_not_counted(networks):
+    student, _ = networks
+    shown = []
+    with watched({"student": student}, lambda f, words: shown.append(f)):
+        average = copy.deepcopy(student)
+        average(torch.zeros(3, 2))
+    average(torch.zeros(3, 2))
+    assert not shown

@@ -35,8 +35,9 @@ def watched(networks: Mapping[str, nn.Module], show: Callable[[float, str], None
             show(SHARE * done / total, words)
 
     def forward(module: nn.Module, *_) -> None:
-        name, weight = layers[module]
-        passed(module, weight, f"one step: forward through {name}")
+        if module in layers:  # a copy made inside the block has the hook too
+            name, weight = layers[module]
+            passed(module, weight, f"one step: forward through {name}")
 
     def backward(p: nn.Parameter) -> None:
         passed(p, 2 * p.numel(), f"one step: back through {parameters[p]}")
