@@ -16,7 +16,7 @@ from explorer.papers.edm import PAPER, EDMTraining, plane
 from explorer.process.times import LogNormal
 from explorer.reproduction import Bench, Bundled, Recipe, Trained, train_recipe
 from explorer.reproduction.rehearsal import SHAPES, count, rehearse, synthetic
-from explorer.reproduction.run import on_data
+from explorer.reproduction.own import on_data
 
 
 def student(teacher, data="8gaussians", look=None) -> Recipe:

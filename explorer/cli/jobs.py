@@ -41,13 +41,31 @@ def serve(
 
 def train(
     paper: Annotated[str, typer.Argument(help="One of explorer list papers.", metavar="PAPER")],
-    data: Annotated[str, typer.Option("--data", "--recipe", help="Which of the paper's recipes.")] = "digits",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe of the paper, by the data it is for, or data of your own: points (.csv, .npz), a folder or zip of "
+            "pictures, any name of explorer list data. Default: digits.",
+            show_default=False,
+        ),
+    ] = None,
+    named: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="Which recipe your data are for. Default: the smallest that fits.", show_default=False
+        ),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="A model in place of the recipe's own: teacher=runs/mine, or a name or a file."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/PAPER-RECIPE.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Finish the learning-rate schedule within this time.")
     ] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value for a field of the recipe: plan.batch_size=256.")
+        list[str] | None,
+        typer.Option("--set", help="Another value for a field of the recipe: plan.batch_size=256, settings.p_mean=-1."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. Default: the recipe's own.")] = None,
     half: Annotated[
@@ -77,22 +95,41 @@ def train(
     Examples:
       explorer train edm --data digits --minutes 10 --out runs/digits
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
+      explorer train edm --data my-pictures/ --minutes 30 --out runs/mine
+      explorer train rectified_flow --recipe toy-2rf --data points.csv
+      explorer train consistency_models --recipe cifar10-cd --data my-pictures/ --with teacher=runs/mine
       explorer train edm --data cifar10 --dry-run
       torchrun --nproc-per-node 4 -m explorer train edm --data cifar10
       torchrun --nproc-per-node 8 -m explorer train edm --data imagenet64 --shard --compile
     """
+    from explorer.apps.training.choices import SETTING, recipe_of
     from explorer.apps.training.process import on_record
+    from explorer.data import load_dataset
     from explorer.papers import paper as find
+    from explorer.reproduction.own import chosen, located
     from explorer.reproduction.rehearsal import ELSEWHERE, missing
-    from explorer.reproduction.run import on_data, override, publish, train_recipe
+    from explorer.reproduction.run import method_of, publish, train_recipe
     from explorer.training import distributed
 
-    changes: dict[str, Any] = dict(assignment(text) for text in change or ())
+    sets: dict[str, Any] = dict(assignment(text) for text in change or ())
+    models = {
+        role: located(model) for role, model in (assignment(text, "--with", "teacher=FILE") for text in given or ())
+    }
+    if "data" in sets:
+        named, data = named or data, sets.pop("data")
+    name, other = chosen(find(paper), named, data, models)
+    if other and not named:
+        note(f"recipe {name} fits these data; its numbers are those of its own, and --recipe names another one.")
     asked = {"seed": seed, "minutes": minutes, "compile": compiled or None, "shard": shard or None}
-    changes |= {f"plan.{k}": v for k, v in asked.items() if v is not None}
-    recipe, other = find(paper).recipe(data), changes.pop("data", None)
-    recipe = override(recipe if other is None else on_data(recipe, other), changes)
-    out, where = out or Path("runs") / f"{paper}-{data}", device_named(device)
+    sets |= {f"plan.{k}": v for k, v in asked.items() if v is not None}
+    own = {SETTING + k.removeprefix("settings."): sets.pop(k) for k in list(sets) if k.startswith("settings.")}
+    request = {"paper": paper, "recipe": name, "data": other, "models": models, "changes": own, "sets": sets}
+    recipe = recipe_of(request)
+    if other and not recipe.needs and not dry_run:
+        method_of(
+            recipe, load_dataset(other), {}, recipe.plan.seed
+        )  # what does not fit is said before a folder is made
+    out, where = out or Path("runs") / f"{paper}-{recipe.name if other else name}", device_named(device)
     if dry_run:
         rehearse(paper, recipe, where, as_json)
         return
@@ -106,7 +143,6 @@ def train(
         if distributed.world() > 1:
             course = train_recipe(recipe, out, device=where)
         else:
-            request = {"paper": paper, "recipe": data, "data": other, "sets": changes}
             course = on_record(recipe, out, request, where, previews=previews)
         with progress(f"training {recipe.name}", show=speaks) as show:
             for tick in course:
@@ -118,8 +154,8 @@ def train(
     if tick is None or (tick.fraction < 1 and not tick.stopped):
         note(f"stopped from outside; run the same command again, or explorer runs {out.name} resume, to go on.")
         return
-    with progress("measuring the model"):
-        weights = publish(recipe, tick, out, half=half)
+    with progress("measuring the model") as show:
+        weights = publish(recipe, tick, out, half=half, show=lambda share: show(share, "samples"))
     about = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     if as_json:
         emit(
@@ -158,10 +194,10 @@ def millions(n: float) -> str:
     return f"{n / 1e6:.2f} M" if n < 1e8 else f"{n / 1e6:.1f} M"
 
 
-def assignment(text: str) -> tuple[str, str]:
+def assignment(text: str, option: str = "--set", such: str = "plan.batch_size=256") -> tuple[str, str]:
     field, equals, value = text.partition("=")
     if not equals:
-        raise BadValue(f"--set takes FIELD=VALUE, such as plan.batch_size=256; got {text!r}.")
+        raise BadValue(f"{option} takes NAME=VALUE, such as {such}; got {text!r}.")
     return field.strip(), value.strip()
 
 

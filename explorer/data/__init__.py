@@ -53,6 +53,7 @@ __all__ = [
     "points_dataset",
     "shapes_dataset",
     "shapes_factors",
+    "test_split",
     "toy_dataset",
     "tree_dataset",
     "write_zip",
@@ -121,3 +122,11 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
     if path.endswith(ENDINGS) or Path(path).is_dir():
         return opened(path, split)
     raise UnknownName("data set", name, (*names(), *PROJECTED, *FRACTALS, *SOURCES))
+
+
+def test_split(name: str) -> Dataset | None:
+    """The test split of a data set; None where it has none, as a user's own points and pictures."""
+    try:
+        return load_dataset(name, "test")
+    except BadValue:
+        return None

@@ -6,6 +6,7 @@ the SHA-256 of the weights file. Nothing read here can execute code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -98,7 +99,7 @@ def card(name: str | Path) -> dict[str, Any]:
 
 
 def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
-    """A model by name ("digits", "oracle-8gaussians", ...) or from a user's file ending in .safetensors.
+    """A model by name ("digits", "oracle-8gaussians", ...), or from a user's file ending in .safetensors or the run folder it is in.
 
     Returns:
         a fresh model in evaluation mode, weights frozen: a trained denoiser (`Preconditioned`), an exact one (`Oracle`), or a
@@ -218,7 +219,22 @@ def _find(name: str | Path) -> Path:
         for folder in _folders():
             if (folder / f"{name}.json").is_file():
                 return folder / f"{name}.safetensors"
+    if Path(name).is_dir():
+        return _only_model_in(Path(name))
     raise UnknownName("model", name, names())
+
+
+def _only_model_in(folder: Path) -> Path:
+    """The weights file of the one model that a folder holds, as a run's does; its checkpoints have no card."""
+    held = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(BadFile):
+            card(file)
+            held.append(file)
+    if len(held) == 1:
+        return held[0]
+    found = f"{len(held)} models ({', '.join(file.name for file in held[:4])})" if held else "no finished model"
+    raise BadFile(f"{str(folder)!r} holds {found}: name a file NAME.safetensors with its card NAME.json.")
 
 
 def _tensors(file: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ N generated samples, M samples of the test split, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,27 +30,54 @@ FIRST_SEED = 1_000_000
 """Cards are measured on seeds from here on; training and the dashboard's default seeds stay below."""
 
 N_IMAGES = 10_000
+BATCH = 256
+N_REMEMBERED = 20  # held-out images that the question of memory takes
+N_SEARCHED = 20_000
+"""Training images among which the nearest to a sample is looked for."""
 
 
 def evaluate(
-    model: Model, train: Dataset, test: Dataset, sampler: Sampler, *, more: tuple[Sampler, ...] = (), draws: int = 20
+    model: Model,
+    train: Dataset,
+    test: Dataset | None,
+    sampler: Sampler,
+    *,
+    more: tuple[Sampler, ...] = (),
+    draws: int = 20,
+    show: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Card entries "metrics" and, for images, "memorisation".
+    """Card entries "metrics" and, for images with a test split, "memorisation".
+
+    Images are compared in the feature space of their data set's classifier where it has one, else in that of pixels.
 
     Args:
         model: on any device; samples come from seeds never used in training.
-        train, test: both splits; each of the `draws` sets of samples has the size of the test split, and fewer are drawn where
-            they would hold more than N_IMAGES together.
+        train, test: both splits, the second None where there is none; each of the `draws` sets of samples has the size of the
+            test split (without one, at most 1000), and fewer are drawn where they would hold more than N_IMAGES together.
         more: further samplers, of which only the distance is measured: on the same noise, one row each.
+        show: told the share of the samples that are drawn.
     """
-    images = train.name in CLASSIFIERS
-    n = len(test) if images else 1000
+    images = len(train.shape) == 3
+    n = min(len(test or train), N_IMAGES // 2 if test else 1000) if images else _n_points(train)
     draws = max(2, min(draws, N_IMAGES // n)) if images else draws
-    chunks = [_samples(model, sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
+    cost, done = n * draws * sum(s.nfe(model) or 1 for s in (sampler, *more)), 0
+
+    def samples(sampler: Sampler, seeds: range) -> Tensor:
+        nonlocal done
+        parts = []
+        for start in range(seeds.start, seeds.stop, BATCH):
+            part = range(start, min(start + BATCH, seeds.stop))
+            parts.append(_samples(model, sampler, part))
+            done += (sampler.nfe(model) or 1) * len(part)
+            if show is not None:
+                show(done / cost)
+        return torch.cat(parts)
+
+    chunks = [samples(sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
     about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
     entries = _images(model, chunks, train, test, about) if images else {"metrics": _points(chunks, train, about)}
     for other in more:
-        x = _samples(model, other, range(FIRST_SEED, FIRST_SEED + n * draws))
+        x = samples(other, range(FIRST_SEED, FIRST_SEED + n * draws))
         about = {"nfe": other.nfe(model), "sampler": other.to_dict()}
         if images:
             space = _space(train)
@@ -62,7 +89,7 @@ def evaluate(
 
 
 def _space(data: Dataset) -> FeatureSpace:
-    return feature_space(CLASSIFIERS[data.name], data.shape)
+    return feature_space(CLASSIFIERS.get(data.name, "pixels"), data.shape)
 
 
 def _samples(model: Model, sampler: Sampler, seeds: range) -> Tensor:
@@ -70,17 +97,22 @@ def _samples(model: Model, sampler: Sampler, seeds: range) -> Tensor:
         return sample(model, sampler, Seeds(seeds)).cpu()
 
 
-def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, about: Mapping) -> dict[str, Any]:
+def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset | None, about: Mapping) -> dict[str, Any]:
     from explorer.models.bundled import load_features
 
-    name = CLASSIFIERS[train.name]
-    space = feature_space(name, train.shape)
-    reference = reference_for(space, train)
-    n, everything = len(test), torch.cat(chunks)
+    space = _space(train)
+    name, reference = space.name, reference_for(space, train)
+    n, everything = len(chunks[0]), torch.cat(chunks)
 
     raw = np.array([frechet_from_samples(space(chunk).numpy(), reference) for chunk in chunks])
     mine = Estimate(raw.mean(), raw.std(ddof=1) / math.sqrt(len(raw)), n, f"FD[{name}] raw")
-    held_out = frechet(space, reference, test.x)
+    if test is None:
+        rows = [{**row(mine), **about, "draws": len(chunks), "reference": reference.data, "note": "not bias-corrected"}]
+        return {
+            "metrics": [*rows, {**row(frechet(space, reference, everything)), **about, "reference": reference.data}]
+        }
+    real = test.take(slice(n))
+    held_out = frechet(space, reference, real)
     theirs = Estimate(held_out.raw, held_out.std_error, n, f"FD[{name}] raw of the test split")
     rows = [
         {
@@ -95,19 +127,21 @@ def _images(model: Model, chunks: list[Tensor], train: Dataset, test: Dataset, a
         {**row(frechet(space, reference, everything)), **about, "reference": reference.data},
         {**row(held_out), "metric": f"FD[{name}] of the test split", "reference": reference.data},
     ]
-    if model.n_classes:
+    if model.n_classes and train.name in CLASSIFIERS:
         classifier = load_features(name).eval()
         labels = Seeds(range(FIRST_SEED, FIRST_SEED + len(everything))).labels(model.n_classes)
         right = agreement(classifier, everything, labels)
         rows.append({**row(proportion(right, f"agreement of {name} with the label")), **about})
         rows.append(
-            row(proportion(agreement(classifier, test.x, test.labels), f"accuracy of {name} on the test split"))
+            row(proportion(agreement(classifier, real, test.labels[:n]), f"accuracy of {name} on the test split"))
         )
         if train.name in SHAPES:
             rows += [{**r, **about} for r in _read_back(SHAPES[train.name], everything, labels)]
-    memory = []
-    for features in (space, pixel_space(train.shape)):
-        meter = Memorisation(features, train.x, test.x)
+    if len(real) < N_REMEMBERED:
+        return {"metrics": rows}
+    memory, seen = [], train.take(slice(N_SEARCHED))
+    for features in (space, pixel_space(train.shape)) if train.name in CLASSIFIERS else (space,):
+        meter = Memorisation(features, seen, real)
         meter.update(everything)
         rows.append({**row(meter.compute()), **about})
         memory.append(meter.summary())
@@ -127,21 +161,37 @@ def _read_back(shapes: Shapes, x: Tensor, labels: Tensor) -> list[dict]:
     return rows
 
 
+def _n_points(train: Dataset) -> int:
+    return 1000 if train.draw is not None else max(2, min(1000, len(train) // 2))
+
+
+def _fresh(train: Dataset, n: int, i: int) -> tuple[Tensor, Tensor]:
+    """Two sets of n points of the distribution; where only its points are known, two disjoint sets of those."""
+    if train.draw is not None:
+        return tuple(train.draw(n, torch.Generator().manual_seed(FIRST_SEED + 2 * i + k))[0] for k in range(2))
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(FIRST_SEED + i))
+    return train.take(rows[:n]), train.take(rows[n : 2 * n])
+
+
 def _points(chunks: list[Tensor], train: Dataset, about: Mapping) -> list[dict]:
-    """Points of the plane against fresh draws of the known distribution, and fresh draws against each other: the floor."""
+    """Points against fresh draws of the known distribution, and fresh draws against each other: the floor.
+
+    Where only a set of points is known, they are drawn from it: then it is the distance to what was trained on, and says so.
+    """
     space, n = points_space(train.shape[0]), len(chunks[0])
-    fresh = [train.draw(n, torch.Generator().manual_seed(FIRST_SEED + i))[0] for i in range(2 * len(chunks))]
+    fresh = [_fresh(train, n, i) for i in range(len(chunks))]
+    said = {} if train.draw is not None else {"note": "to points of the training set"}
     rows = []
     for make in (ExactW2, energy_distance):
         values = {"": [], " of fresh data (the floor)": []}
         for i, chunk in enumerate(chunks):
-            for kind, x in zip(values, (chunk, fresh[2 * i]), strict=True):
-                metric = make(space, fresh[2 * i + 1])
+            for kind, x in zip(values, (chunk, fresh[i][0]), strict=True):
+                metric = make(space, fresh[i][1])
                 metric.update(x)
                 values[kind].append(metric.compute().value)
         for kind, v in values.items():
             mean = Estimate(float(np.mean(v)), float(np.std(v, ddof=1)) / math.sqrt(len(v)), n, metric.name + kind)
-            rows.append({**row(mean), "draws": len(v), **({} if kind else about)})
+            rows.append({**row(mean), "draws": len(v), **said, **({} if kind else about)})
     return rows
 
 

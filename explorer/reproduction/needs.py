@@ -149,6 +149,9 @@ class Features(Need):
     def describe(self):
         return {"features": self.name, "sha256": bundled.card(self.name)["sha256"]}
 
+    def on(self, data):
+        return self
+
     def make(self, bench):
         return FeatureDistance(bundled.load_features(self.name, bench.device))
 

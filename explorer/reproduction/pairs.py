@@ -5,6 +5,7 @@ Each store is made once in the bench's folder, goes on when it was killed, and i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,16 @@ class PairsOf(Need):
         model = bench.need(self.model)
         return _unrelated(tuple(model.shape), model.n_classes)
 
+    def on(self, data):
+        return dataclasses.replace(self, model=self.model.on(data))
+
+    @property
+    def source(self):
+        return self.model.source
+
+    def swapped(self, old, new):
+        return dataclasses.replace(self, model=self.model.swapped(old, new))
+
 
 @dataclass(frozen=True)
 class Encoded(Need):
@@ -104,12 +115,22 @@ class Encoded(Need):
             cond = None if labels is None else labels.to(device)
             return pairs_of(encode(model, x.to(device), self.sampler, cond).cpu(), x.double(), labels)
 
-        name = f"codes-{self.data}-{model.name or 'model'}"
+        name = f"codes-{data.name}-{model.name or 'model'}"
         return _stored(bench, name, self.describe() | {"checksum": data.checksum}, n, pairs, data.shape)
 
     def stand_in(self, bench):
         model = bench.need(self.model)
         return _unrelated(tuple(model.shape), model.n_classes)
+
+    def on(self, data):
+        return dataclasses.replace(self, model=self.model.on(data), data=data)
+
+    @property
+    def source(self):
+        return self.model.source
+
+    def swapped(self, old, new):
+        return dataclasses.replace(self, model=self.model.swapped(old, new))
 
 
 def _unrelated(shape: tuple[int, ...], n_classes: int, n: int = 64) -> PairStore:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from explorer.data import Batch
+from explorer.errors import BadValue
 from explorer.metrics.base import Estimate
 from explorer.models import bundled
 from explorer.reproduction.source import source_of
@@ -82,10 +83,23 @@ class Need(ABC):
     def stand_in(self, bench: Bench) -> Any:
         """Something of the same type and shapes with nothing learnt in it, at no cost: for a rehearsal (`train --dry-run`)."""
 
+    def on(self, data: str) -> Need:
+        """The same for another data set. Raises BadValue where it knows its own data only."""
+        raise BadValue("it knows its own data only.")
+
+    @property
+    def source(self) -> Need:
+        """What it is made of, where that is a model: itself, or the model of its pairs."""
+        return self
+
+    def swapped(self, old: Need, new: Need) -> Need:
+        """Itself, with `new` wherever it is or is made of `old`."""
+        return new if self.describe() == old.describe() else self
+
 
 @dataclass(frozen=True)
 class Bundled(Need):
-    """A bundled model, frozen, on the bench's device."""
+    """A bundled model, or one in a file NAME.safetensors, frozen, on the bench's device."""
 
     name: str
 
@@ -98,12 +112,27 @@ class Bundled(Need):
     def stand_in(self, bench):
         return self.make(bench)
 
+    def on(self, data):
+        raise BadValue(f"{self.name} has learnt other data.")
+
+
+class Given(Bundled):
+    """A model that the user names in place of the recipe's own; whether it suits the data is the user's to know."""
+
+    def on(self, data):
+        return self
+
 
 @dataclass(frozen=True)
 class Trained(Need):
     """The model that another recipe leads to, frozen."""
 
     recipe: Recipe
+
+    def on(self, data):
+        from explorer.reproduction.own import on_data
+
+        return Trained(on_data(self.recipe, data))
 
     def describe(self):
         return self.recipe.describe()

@@ -17,7 +17,7 @@ from torch import nn
 from explorer.data import Dataset, load_dataset
 from explorer.data import names as present
 from explorer.data.sources import SOURCES
-from explorer.errors import BadValue, NonFinite, UnknownName
+from explorer.errors import BadValue, NonFinite
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.recipe import Recipe
 from explorer.reproduction.run import batches_of, method_of
@@ -128,16 +128,22 @@ def synthetic(name: str, n: int = 64) -> Dataset:
         UnknownName: neither a data set of this package nor one whose shape is known.
     """
     g = torch.Generator().manual_seed(0)
-    if name in SHAPES:
-        shape, n_classes, scale = *SHAPES[name], 0.5
-    elif name in present():
-        real = load_dataset(name)
-        shape, n_classes, scale = real.shape, real.n_classes, real.sigma_data
-    else:
-        raise UnknownName("data set", name, (*present(), *SHAPES))
+    (shape, n_classes), scale = shape_of(name), 0.5 if name in SHAPES else load_dataset(name).sigma_data
     x = (scale * torch.randn(n, *shape, generator=g)).clamp(-1, 1)
     labels = torch.randint(n_classes, (n,), generator=g) if n_classes else None
     return Dataset(name, x, labels, n_classes, scale, {"synthetic": True})
+
+
+def shape_of(name: str) -> tuple[tuple[int, ...], int]:
+    """Shape of one sample and number of classes of a data set, which need not be on this machine.
+
+    Raises:
+        UnknownName: neither a data set of this package nor one whose shape is known.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    real = load_dataset(name)
+    return real.shape, real.n_classes
 
 
 def untrained(recipe: Recipe, bench: Bench) -> nn.Module:

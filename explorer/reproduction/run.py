@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from explorer.data import Dataset, Loader, load_dataset
+from explorer.data import Dataset, Loader, load_dataset, test_split
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models.base import Model
 from explorer.models.bundled import save_model
@@ -61,7 +61,8 @@ def method_of(recipe: Recipe, data: Dataset, needs: Mapping[str, Any], seed: int
     """The recipe's method with the weights it starts from.
 
     Raises:
-        BadValue: a model among the needs is of another shape than the data, or the method cannot be built on these data.
+        BadValue: a model among the needs, or a network of the method, is for samples of another shape or with other classes; or the
+            method cannot be built on these data.
     """
     for name, need in needs.items():
         if isinstance(need, Model) and tuple(need.shape) != data.shape:
@@ -71,12 +72,24 @@ def method_of(recipe: Recipe, data: Dataset, needs: Mapping[str, Any], seed: int
             )
     try:
         with seeded(seed):
-            return recipe.method(data, **needs)
+            method = recipe.method(data, **needs)
     except ExplorerError:
         raise
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as problem:
         about = f"{data.name} (shape {data.shape}, {data.n_classes} classes)"
         raise BadValue(f"the method of recipe {recipe.name!r} cannot be built on {about}: {problem}") from problem
+    shapes = {tuple(net.shape) for net in method.nets.values() if isinstance(getattr(net, "shape", None), tuple)}
+    if shapes and data.shape not in shapes:
+        raise BadValue(
+            f"recipe {recipe.name!r} builds networks for samples of shape {shapes.pop()}; {data.name} has {data.shape}: choose "
+            "another recipe."
+        )
+    classes = {net.n_classes for net in method.nets.values() if getattr(net, "n_classes", 0)}
+    if classes and data.n_classes not in classes:
+        raise BadValue(
+            f"recipe {recipe.name!r} is for {classes.pop()} classes; {data.name} has {data.n_classes or 'none'}: choose another recipe."
+        )
+    return method
 
 
 def batches_of(recipe: Recipe, data: Dataset, plan: Plan, needs: Mapping[str, Any]) -> Iterable[Any]:
@@ -87,28 +100,20 @@ def batches_of(recipe: Recipe, data: Dataset, plan: Plan, needs: Mapping[str, An
     return Loader(data, plan.batch_size, seed=plan.seed, fresh=data.draw is not None, **place)
 
 
-def on_data(recipe: Recipe, name: str) -> Recipe:
-    """The recipe on another data set whose samples have the same shape.
-
-    Raises:
-        BadValue: samples of another shape.
-    """
-    mine, other = load_dataset(recipe.data), load_dataset(name)
-    if mine.shape != other.shape:
-        raise BadValue(
-            f"recipe {recipe.name!r} is for samples of shape {mine.shape} like {mine.name}; {other.name} has {other.shape}: choose "
-            "a recipe made for it."
-        )
-    return dataclasses.replace(recipe, data=name)
-
-
 def exported(recipe: Recipe, tick: Tick) -> nn.Module:
     """The recipe's model as of a tick: averaged weights, in evaluation mode."""
     return tick.method.export(tick.emas[recipe.ema]).eval()
 
 
 def publish(
-    recipe: Recipe, tick: Tick, folder: Path | str, *, seed: int | None = None, draws: int = 20, half: bool = False
+    recipe: Recipe,
+    tick: Tick,
+    folder: Path | str,
+    *,
+    seed: int | None = None,
+    draws: int = 20,
+    half: bool = False,
+    show: Callable[[float], None] | None = None,
 ) -> Path:
     """Evaluate the model of a finished run, write it as NAME.safetensors with its card NAME.json, and return the former.
 
@@ -117,9 +122,10 @@ def publish(
         seed: the one the run was given; None for the recipe's own.
         draws: disjoint sets of fresh samples the quality is measured on, each of the test split's size.
         half: round the weights to float16 first, which halves the file; what the card says is of the rounded ones.
+        show: told the share of the samples that are drawn.
     """
     done = {"method": type(tick.method).__name__, "steps_done": tick.step, "images_done": tick.n_images}
-    return _publish(recipe, exported(recipe, tick), folder, recipe.name, seed, draws, half, tick.seconds, done)
+    return _publish(recipe, exported(recipe, tick), folder, recipe.name, seed, draws, half, tick.seconds, done, show)
 
 
 def publish_snapshot(
@@ -161,6 +167,7 @@ def _publish(
     half: bool,
     seconds: float,
     done: Mapping[str, Any],
+    show: Callable[[float], None] | None = None,
 ) -> Path:
     data = load_dataset(recipe.data)
     if half:
@@ -170,8 +177,9 @@ def _publish(
     if recipe.measure is not None:
         measured = recipe.measure(model)
     else:
-        splits = data, load_dataset(recipe.data, "test")
-        measured = evaluate(model, *splits, recipe.sampler, more=recipe.more, draws=draws)
+        measured = evaluate(
+            model, data, test_split(recipe.data), recipe.sampler, more=recipe.more, draws=draws, show=show
+        )
     card = {
         "data": recipe.data,
         **({"classes": data.card["classes"]} if "classes" in data.card else {}),

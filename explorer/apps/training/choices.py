@@ -13,8 +13,9 @@ from typing import Any
 from explorer import papers
 from explorer.data import TOYS, load_dataset
 from explorer.errors import BadValue, UnknownName
+from explorer.reproduction.own import by_models, on_data
 from explorer.reproduction.recipe import Paper, Recipe
-from explorer.reproduction.run import on_data, override
+from explorer.reproduction.run import override
 from explorer.training.plan import EmaPlan, Plan
 
 SETTING = "set."
@@ -209,7 +210,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_of(request: Mapping[str, Any]) -> Recipe:
-    """The recipe that a request asks for: {"paper", "recipe"}, and "changes" by knob or, from the command line, "data" and "sets".
+    """The recipe that a request asks for: {"paper", "recipe"}, and "changes" by knob or, from the command line, "data", "models", "sets".
 
     Raises:
         ExplorerError: it names nothing that is there, or values that cannot be.
@@ -218,8 +219,8 @@ def recipe_of(request: Mapping[str, Any]) -> Recipe:
     if not isinstance(changes, Mapping):
         raise BadValue(f"'changes' of a request are names with values, got {changes!r}.")
     recipe = papers.paper(str(request.get("paper", ""))).recipe(str(request.get("recipe", "")))
-    if request.get("data"):
-        recipe = on_data(recipe, str(request["data"]))
+    models = request.get("models") or {}
+    recipe = on_data(recipe, str(request["data"]), models) if request.get("data") else by_models(recipe, models)
     sets = request.get("sets") or {}
     if not isinstance(sets, Mapping):
         raise BadValue(f"'sets' of a request are fields with values, got {sets!r}.")
@@ -243,15 +244,18 @@ def preparations(recipe: Recipe) -> list[str]:
 def command(slug: str, name: str, changes: Mapping[str, Any]) -> str:
     """The same run on the command line, where all its changes have words there."""
     recipe = papers.paper(slug).recipe(name)
-    paths = {"data": "data", "steps": "plan.n_steps", "batch": "plan.batch_size", "lr": "plan.optimizer.lr"}
-    words = [f"explorer train {slug} --data {name}"]
+    paths = {"steps": "plan.n_steps", "batch": "plan.batch_size", "lr": "plan.optimizer.lr"}
+    other = changes.get("data", recipe.data)
+    words = [f"explorer train {slug} --{'data' if other == recipe.data else 'recipe'} {name}"]
     for knob in knobs(recipe):
         if knob.name in changes and changes[knob.name] != knob.value:
             value = changes[knob.name]
-            if knob.name in ("seed", "minutes"):
+            if knob.name in ("seed", "minutes", "data"):
                 words.append(f"--{knob.name} {value}")
             elif knob.name in paths:
                 words.append(f"--set {paths[knob.name]}={value}")
+            elif knob.name.startswith(SETTING):
+                words.append(f"--set settings.{knob.name[len(SETTING) :]}={value}")
             else:
                 words.append(f"# and {knob.title} = {value}, which has no option")
     return " ".join(words)
