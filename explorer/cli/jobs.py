@@ -97,7 +97,7 @@ def train(
       explorer train edm --data toy-moons --set plan.optimizer.lr=5e-4
       explorer train edm --data my-pictures/ --minutes 30 --out runs/mine
       explorer train rectified_flow --recipe toy-2rf --data points.csv
-      explorer train consistency_models --recipe cifar10-cd --data my-pictures/ --with teacher=runs/mine
+      explorer train consistency_models --recipe toy --data points.csv --with teacher=runs/points
       explorer train edm --data cifar10 --dry-run
       torchrun --nproc-per-node 4 -m explorer train edm --data cifar10
       torchrun --nproc-per-node 8 -m explorer train edm --data imagenet64 --shard --compile
