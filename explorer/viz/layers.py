@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ def layers_left_out(
     if wrong:
         raise BadValue(f"there are blocks 0 to {len(blocks) - 1}, and {wrong[0]} is none of them.")
     th, n = theme_of(theme), len(blocks)
-    size = size or (120 + 340 * len(found), 120 + 17 * n)
+    most = max(map(len, found.values()))
+    size = size or (130 + min(max(50 * most, 220), 640) * len(found), 125 + 17 * n)
+    room = (size[0] - 130) / len(found)
     c = canvas(backend, th, titles=list(found), columns=len(found), size=size)
     counts = []
     for p, (name, levels) in enumerate(found.items()):
@@ -53,12 +56,12 @@ def layers_left_out(
         says = [f"{blocks[b]} left out at σ = {levels[a][0]:.3g}" for a, b in zip(k, i, strict=True)]
         panel.points(steps[k], -i.astype(float), th.color(3), size=4, texts=says)
         named = list(blocks) if p == 0 else [""] * n
-        shown = steps[:: -(-len(levels) // 12)]
+        shown = steps[:: math.ceil(46 * len(levels) / room)]  # a label is up to 40 pixels wide
         panel.axes(
             "σ of each step",
             x_range=(-0.5, len(levels) - 0.5),
             y_range=(-n + 0.5, 0.5),
-            x_ticks=(shown.tolist(), [f"{levels[k][0]:.3g}" for k in shown]),
+            x_ticks=(shown.tolist(), [f"{levels[k][0]:.2g}" for k in shown]),
             y_ticks=((-np.arange(n)).tolist(), named),
         )
         words = f"{len(levels)} steps, {int((~out).sum())} of {out.size} blocks act"
