@@ -20,6 +20,7 @@ from explorer.metrics import SlicedW2, verdict
 from explorer.metrics.features import points_space
 from explorer.models import Oracle, as_denoiser
 from explorer.process import EDM, GaussianMixture
+from explorer.sampling import ScaleTimeSampler
 
 PATIENCE = 120.0
 
@@ -58,6 +59,9 @@ def test_every_control_of_the_knob_class_has_its_widget_with_its_bounds_and_word
         if c.kind == "nodes":
             assert made.value == "" and _read(made) is None
             continue
+        if c.kind == "text":
+            assert _read(made) == c.value == ""
+            continue
         ends = (made.base**made.min, made.base**made.max) if c.log else (made.min, made.max)
         assert ends[1] == pytest.approx(c.high) and (c.low == 0 or ends[0] == pytest.approx(c.low))
         assert _read(made) == pytest.approx(c.value, rel=0.01)
@@ -70,6 +74,16 @@ def test_a_grid_of_ones_own_is_typed_and_what_is_no_number_is_refused_in_words(c
     assert controls.knobs.nodes == [10.0, 1.5, 0.2] and "positive noise levels" in controls._state.value
     controls._controls["nodes"].value = ""
     assert controls.knobs.nodes is None and not controls._controls["n_steps"].disabled
+
+
+def test_a_sampler_of_ones_own_is_pasted_and_what_is_none_is_refused_in_words(controls):
+    own = ScaleTimeSampler.plain([0.95, 0.4, 0.0]).to_json()
+    controls._controls["own"].value = f" {own} "
+    assert controls.knobs.own == own == controls._controls["own"].value and controls._controls["solver"].disabled
+    controls._controls["own"].value = "{"
+    assert controls.knobs.own == own and "not JSON" in controls._state.value
+    controls._controls["own"].value = ""
+    assert not controls.knobs.own and not controls._controls["solver"].disabled
 
 
 def test_the_left_end_of_a_logarithmic_slider_is_zero_where_zero_is_allowed(controls):
