@@ -26,7 +26,7 @@ def digits(name: str, effort: Effort, device: torch.device, *, slug: str = "edm"
 
     What it needs first (teacher, pairs) is stood in for by untrained ones of the same architecture.
     """
-    recipe, steps = paper(slug).recipe("digits"), 2 if effort.quick else 10
+    recipe, steps = paper(slug).recipe("digits"), 5 if effort.quick else 10  # whole turns of DMD2's two time scales
     fast = {"autocast": "bfloat16", "compile": True} if device.type == "cuda" else {}
     endless = dataclasses.replace(recipe.plan, n_steps=10**9, tick_steps=steps, checkpoint_steps=0, **fast)
     bench = Bench(seed=recipe.plan.seed, device=device, rehearse=True)
