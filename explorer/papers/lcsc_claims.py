@@ -162,19 +162,29 @@ def negative(bench: Bench) -> Verdict:
 
 
 def slice_(bench: Bench) -> Verdict:
-    """The best node of a 7 x 7 slice, chosen on the search's noise, measured on other noise beside the corners and the best average."""
+    """The best node of a slice, chosen on the search's noise, measured on other noise beside the corners and the best average.
+
+    The plane is the paper's, the range ours: [-2, 3] in both coordinates, 11 nodes each. It was 7 nodes each over [-0.4, 1.4] at first,
+    where the best node lay on the border at every one of five seeds and the claim failed at two. What that narrower window gives stands in
+    the text beside the wide one's number, and so does whether the best node is inside.
+    """
     model, basis = snapshots_of(ring(), bench)
-    corners, at = (0, len(basis) // 2, len(basis) - 1), tuple(np.linspace(-0.4, 1.4, 7))
-    found = landscape(model, basis, Setting(START), objective(bench), corners, x=at, y=at)
-    j, i = np.unravel_index(np.nanargmin(found.value.values), found.value.shape)
-    node = basis.setting(Setting(START), slice_coefficients(len(basis), corners, at[i], at[j]))
-    name = best_average(bench)
+    corners, name = (0, len(basis) // 2, len(basis) - 1), best_average(bench)
     others = {f"step {basis.steps[c]}": basis.setting(Setting(START), np.eye(len(basis))[c]) for c in corners}
-    gaps = {k: held(bench, node).minus(held(bench, s)) for k, s in {**others, name: averages(bench)[name]}.items()}
-    worst = max(gaps.values(), key=lambda e: e.value)
-    text = f"at ({at[i]:.1f}, {at[j]:.1f}); " + ", ".join(
-        f"{e.value:+.4f} ± {e.std_error:.4f} from {k}" for k, e in gaps.items()
-    )
+    others[name] = averages(bench)[name]
+    found = {}
+    for window, n in (((-0.4, 1.4), 7), ((-2.0, 3.0), 11)):
+        at = tuple(np.linspace(*window, n))
+        value = landscape(model, basis, Setting(START), objective(bench), corners, x=at, y=at).value.values
+        j, i = np.unravel_index(np.nanargmin(value), value.shape)
+        node = basis.setting(Setting(START), slice_coefficients(len(basis), corners, at[i], at[j]))
+        gaps = {k: held(bench, node).minus(held(bench, s)) for k, s in others.items()}
+        place = "on the border" if {i, j} & {0, n - 1} else "inside"
+        found[window] = gaps, f"({at[i]:.1f}, {at[j]:.1f}), {place} of [{window[0]:g}, {window[1]:g}]"
+    (narrow, before), (gaps, where) = found.values()
+    worst, least = (max(g.values(), key=lambda e: e.value) for g in (gaps, narrow))
+    said = ", ".join(f"{e.value:+.4f} ± {e.std_error:.4f} from {k}" for k, e in gaps.items())
+    text = f"at {where}; {said}; in the narrow window {least.value:+.4f} ± {least.std_error:.4f} at {before}"
     measured = Estimate(
         worst.value,
         worst.std_error,
