@@ -36,12 +36,10 @@ FAINT = "var(--jp-content-font-color2, #666)"
 
 
 def setup() -> None:
-    """Prepares a notebook: sharp figures, and Panel with its scripts inside the notebook, so that no request leaves the machine."""
-    import panel as pn
+    """Prepares a notebook: sharp figures."""
     from IPython import get_ipython
     from IPython.core.pylabtools import select_figure_formats
 
-    pn.extension(inline=True)
     if (shell := get_ipython()) is not None:
         select_figure_formats(shell, {"retina"})
 
@@ -49,12 +47,17 @@ def setup() -> None:
 def sampler_lab(model: str = "digits", knobs: SamplerKnobs | None = None):
     """The dashboard's Sampler Lab as a Panel object; the last line of a cell shows it.
 
+    Panel's scripts come with it, inside the notebook: no request leaves the machine.
+
     Args:
         model: name of a bundled model.
         knobs: setting to open; None is the default of the model.
     """
+    import panel as pn
+
     from explorer.apps import serve
 
+    pn.extension(inline=True)
     return serve.sampler_lab(model, knobs)
 
 
