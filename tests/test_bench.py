@@ -15,7 +15,7 @@ from explorer.bench.clock import Effort, installed, rounds
 from explorer.bench.rows import Row
 from explorer.errors import BadValue, NonFinite, UnknownName
 from explorer.models import Preconditioned, as_denoiser
-from explorer.process import EDM, EDMPrecondition
+from explorer.process import EDM, EDMPrecondition, FlowPrecondition, paths
 from explorer.sampling import SOLVERS, DPMpp2M, EDMStochastic, Euler, Heun, OdeSampler, Seeds, TimeGrid, solve
 
 FIELDS = {
@@ -156,3 +156,11 @@ def test_the_first_bad_step_is_named_however_seldom_one_looks(every, solver, mon
     )  # Heun's second evaluation is at the end of the step
     assert caught.value.step == next(i for i, t in enumerate(asked_at) if t < 1.0) and caught.value.samples == [2]
     assert torch.isfinite(caught.value.kept[[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_velocity_network_asked_with_a_time_per_sample_is_called_and_nothing_else(dtype):
+    model = Preconditioned(Linear(), paths.Linear(), FlowPrecondition(), shape=(2,), t_range=(0.01, 0.99))
+    x, t = torch.randn(5, 2, dtype=dtype), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    out = model.velocity(x, t)
+    assert out.dtype == dtype and torch.equal(out, model.net(x.float(), t.float()).to(dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def loader(name: str, effort: Effort, *, augment: bool = False) -> Row:
 
         wanted = {"NVlabs/edm AugmentPipe": edms} if augment else {"torch DataLoader, one worker": torchs}
         peers, absent = installed(wanted)
-        times, _ = rounds({"ours": ours, "limit": limit, **peers}, effort)
+        times, _ = rounds({"ours": ours, "limit": limit, **peers}, effort, clock=time.thread_time)
     what = ", augmented" if augment else ""
     row = Row.of(
         name,
@@ -94,6 +95,6 @@ def fractals(name: str, effort: Effort) -> Row:
     labels, indices = torch.arange(n) % kind.n_classes, torch.arange(n)
     with threads(1):
         kind.render(labels[:8], indices[:8])  # the systems of the classes are found once
-        times, _ = rounds({"ours": lambda: kind.render(labels, indices, workers=1)}, effort)
+        times, _ = rounds({"ours": lambda: kind.render(labels, indices, workers=1)}, effort, clock=time.thread_time)
     note = f"{n} pictures, {kind.chains} chains of {kind.steps} steps each, one core."
     return Row.of(name, times, unit="s", limit_is="", note=note).as_rate(n, "images/s")

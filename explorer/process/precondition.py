@@ -25,8 +25,8 @@ class Precondition(ABC):
     kind: ClassVar[Kind]
 
     @abstractmethod
-    def coefficients(self, t: Tensor, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four coefficients for times t (B,) of `path`, each (B,)."""
+    def coefficients(self, t: Tensor, path: Path) -> tuple[Time, Time, Time, Tensor]:
+        """The four coefficients for times t (B,) of `path`, each (B,), or the number where it is the same at all times."""
 
     def at(self, t: Time, path: Path) -> tuple[Time, Time, Time, Time]:
         """`coefficients` for a number as cached Python floats, for a tensor as tensors."""
@@ -92,10 +92,9 @@ class FlowPrecondition(Precondition):
     kind = "velocity"
 
     def coefficients(self, t, path):
-        one = torch.ones_like(t)
         if self.backward:
-            return torch.zeros_like(t), -one, one, self.time_scale * (1 - t)
-        return torch.zeros_like(t), one, one, self.time_scale * t
+            return 0.0, -1.0, 1.0, self.time_scale * (1 - t)
+        return 0.0, 1.0, 1.0, self.time_scale * t
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ class EpsPrecondition(Precondition):
     kind = "eps"
 
     def coefficients(self, t, path):
-        one = torch.ones_like(t)
-        return torch.zeros_like(t), one, one, self.time_scale * t
+        return 0.0, 1.0, 1.0, self.time_scale * t
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ class VPrecondition(Precondition):
     kind = "v"
 
     def coefficients(self, t, path):
-        one = torch.ones_like(t)
-        return torch.zeros_like(t), one, one, self.time_scale * t
+        return 0.0, 1.0, 1.0, self.time_scale * t
 
 
 @dataclass(frozen=True)
