@@ -214,10 +214,7 @@ class Preconditioned(Denoiser):
         if isinstance(t, Tensor):
             c_skip, c_out, c_in, c_noise = self.precondition.coefficients(t, self.path)
             a, b = self.path.convert(self.precondition.kind, kind, t)
-            a, b = (
-                a + b * c_skip,
-                b * c_out,
-            )  # numbers where nothing depends on time, so that nothing is multiplied by 1
+            a, b = a + b * c_skip, b * c_out  # numbers where no time is in them: `affine` then multiplies by nothing
             x = x_t if isinstance(c_in, float) and c_in == 1.0 else like(c_in, x_t) * x_t
             x, noise = x.to(dtype), c_noise.to(dtype).reshape(-1)
         else:
