@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from explorer.papers import paper
+from explorer.reproduction.rehearsal import rehearse
 from explorer.reproduction.watching import SHARE, watched
 
 
@@ -59,3 +61,15 @@ def test_a_copy_made_meanwhile_is_not_counted(networks):
         average(torch.zeros(3, 2))
     average(torch.zeros(3, 2))
     assert not shown
+
+
+def test_a_rehearsal_tells_what_it_builds_and_how_far_its_step_is():
+    shown = []
+    rehearse(paper("rfpp").recipe("digits"), show=lambda f, words: shown.append((f, words)))
+    fractions, words = zip(*shown, strict=True)
+    assert list(fractions) == sorted(fractions) and 0.9 < fractions[-1] < 1
+    assert (
+        words[0] == "building teacher"
+        and "building what is trained" in words
+        and words[-1] == "one step: back through net"
+    )

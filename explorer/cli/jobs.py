@@ -172,8 +172,8 @@ def rehearse(paper: str, recipe: Any, device: Any, as_json: bool) -> None:
     from explorer.reproduction.rehearsal import BATCH
     from explorer.reproduction.rehearsal import rehearse as run
 
-    with progress(f"building {recipe.name}"):
-        seen = run(recipe, device=device, seed=recipe.plan.seed)
+    with progress(f"building {recipe.name}") as show:
+        seen = run(recipe, device=device, seed=recipe.plan.seed, show=show)
     if as_json:
         emit({"paper": paper, **seen.to_dict()})
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,14 @@ from explorer.errors import BadValue, NonFinite
 from explorer.reproduction.bench import Bench
 from explorer.reproduction.recipe import Recipe
 from explorer.reproduction.run import batches_of, method_of
+from explorer.reproduction.watching import watched
 from explorer.training.loop import train
 
 BATCH = 2
 """Images in the one step of a rehearsal."""
+
+BUILT = 0.1
+"""Share of a rehearsal's time that goes into building its networks, about."""
 
 ELSEWHERE: dict[str, tuple[tuple[int, ...], int]] = {
     "mnist": ((1, 28, 28), 10),
@@ -72,9 +77,17 @@ class Rehearsal:
         return dataclasses.asdict(self)
 
 
-def rehearse(recipe: Recipe, *, device: torch.device | str = "cpu", seed: int = 0) -> Rehearsal:
+def rehearse(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    show: Callable[[float, str], None] = lambda fraction, words: None,
+) -> Rehearsal:
     """Build a recipe at its own size, with stand-ins for what it needs, and take one optimisation step at batch 2.
 
+    Args:
+        show: told the fraction done, roughly, and what is being done.
     Raises:
         UnknownName: the recipe's data set has no known shape.
         BadValue: method, needs and data do not fit together.
@@ -95,16 +108,21 @@ def rehearse(recipe: Recipe, *, device: torch.device | str = "cpu", seed: int = 
         max_skips=0,
         compile=False,
     )
-    needs = {name: bench.need(need) for name, need in recipe.needs.items()}
+    needs = {}
+    for i, (name, need) in enumerate(recipe.needs.items()):
+        show(BUILT * i / (len(recipe.needs) + 1), f"building {name}")
+        needs[name] = bench.need(need)
+    show(BUILT * len(needs) / (len(needs) + 1), "building what is trained")
     method = method_of(recipe, data, needs, seed).to(device)
     networks = {name: count(net) for name, net in method.nets.items()}
     networks |= {name: count(need) for name, need in needs.items() if isinstance(need, nn.Module)}
     parameters = count(method.export(method.nets))
     started = time.monotonic()
-    for tick in train(method, batches_of(recipe, data, plan, needs), plan):
-        logs = {name: value for name, value in tick.logs.items() if name.startswith(("loss", "grad_norm"))}
-        if not logs:
-            raise NonFinite(f"no update of recipe {recipe.name!r} was finite in its first step.", step=0)
+    with watched(method.nets, lambda part, words: show(BUILT + (1 - BUILT) * part, words)):
+        (tick,) = train(method, batches_of(recipe, data, plan, needs), plan)
+    logs = {name: value for name, value in tick.logs.items() if name.startswith(("loss", "grad_norm"))}
+    if not logs:
+        raise NonFinite(f"no update of recipe {recipe.name!r} was finite in its first step.", step=0)
     ended = time.monotonic()
     return Rehearsal(
         recipe.name,
