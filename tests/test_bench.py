@@ -10,7 +10,7 @@ from problems import oracle
 from torch import nn
 
 from explorer import bench
-from explorer.bench import clock
+from explorer.bench import clock, suite
 from explorer.bench.clock import Effort, installed, rounds
 from explorer.bench.rows import Row
 from explorer.errors import BadValue, NonFinite, UnknownName
@@ -69,6 +69,17 @@ def test_names_belong_to_families_and_unknown_ones_are_told():
         bench.run(["frechett"])
     with pytest.raises(BadValue, match="runs"):
         bench.run(["frechet-d64"], runs=0)
+
+
+def test_a_row_that_fails_takes_no_other_with_it(monkeypatch, rows):
+    def broken(name, effort):
+        raise ZeroDivisionError("no time")
+
+    monkeypatch.setattr(suite, "benches", lambda: {"frechet-a": broken, "frechet-b": lambda name, effort: rows[0]})
+    kept = []
+    with pytest.warns(UserWarning, match="frechet-a could not be measured: ZeroDivisionError: no time"):
+        assert bench.run(["frechet-a", "frechet-b"], found=lambda so_far: kept.append(len(so_far))) == rows[:1]
+    assert kept == [1]
 
 
 def test_contestants_take_turns_and_slow_ones_have_fewer(monkeypatch):

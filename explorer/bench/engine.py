@@ -54,7 +54,9 @@ def recording(name: str, effort: Effort, device: torch.device) -> Row:
             {"ours": ours, "limit": solve, "draw": draw}, effort, clock=clock_of(device), wait=waiter(device)
         )
         drawing = times.pop("draw")  # `record` draws the noise, the bare solve was given it
-        times["limit"] = [a + b for a, b in zip(times["limit"], drawing, strict=True)]
+        times["limit"] = [
+            a + b for a, b in zip(times["limit"], drawing, strict=False)
+        ]  # a slow machine takes fewer rounds of one
     called = ", ".join(measure.__name__ for measure in DIAGNOSTICS)
     note = f"{n} points x {n_steps} Euler steps of toy-8gaussians, x and slope in float64, then {called}; one thread."
     return Row.of(name, times, unit="s", limit_is="drawing the noise and the solve alone", target=2.0, note=note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -111,14 +112,16 @@ def run(
     *,
     runs: int = 7,
     quick: bool = False,
+    found: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
-    """Measure the named rows, or all.
+    """Measure the named rows, or all. A row that fails is left out with a warning that names it; the others are measured.
 
     Args:
         chosen: names of rows, or of families ("frechet").
         show: told the fraction of everything done, and what is being timed.
         runs: rounds of which the median is taken.
         quick: short turns and smaller problems, for development.
+        found: called with all rows so far, after each.
     Raises:
         UnknownName: neither a row nor a family.
     """
@@ -131,9 +134,15 @@ def run(
             if show is not None:
                 show((i + fraction) / len(todo), f"{name}: {text}")
 
-        row = bench(name, Effort(runs, quick, progress))
+        try:
+            row = bench(name, Effort(runs, quick, progress))
+        except Exception as problem:  # half an hour of other rows must not go with it
+            warnings.warn(f"{name} could not be measured: {type(problem).__name__}: {problem}", stacklevel=2)
+            continue
         if row is not None:
             rows.append(row)
+            if found is not None:
+                found(rows)
     return rows
 
 

@@ -221,14 +221,13 @@ def bench(
     from explorer.bench import run, save
 
     with progress("timing") as show:
-        rows = run(names or (), show, runs=runs, quick=quick)
-    if out is not None:
-        save(rows, out)
+        kept = None if out is None else lambda rows: save(rows, out)
+        rows = run(names or (), show, runs=runs, quick=quick, found=kept)
     if as_json:
         emit([row.to_dict() for row in rows])
         return
     if not rows:
-        note("nothing was measured: these rows need a browser, and no Chromium was found (CHROMIUM can name one).")
+        note("nothing was measured. Rows of the browser need a Chromium (CHROMIUM can name one); of others a warning says why.")
         return
     table(
         [
