@@ -28,7 +28,15 @@ settings.load_profile("explorer")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Begun first, so that no worker is left with one of them when the others have nothing to do.
-LONGEST = ("test_notebooks", "test_training_page", "test_browser", "test_tuning_page", "test_lcsc", "test_published", "test_viz")
+LONGEST = (
+    "test_notebooks",
+    "test_training_page",
+    "test_browser",
+    "test_tuning_page",
+    "test_lcsc",
+    "test_published",
+    "test_viz",
+)
 REQUIRE_BROWSER = os.environ.get("EXPLORER_REQUIRE_BROWSER") == "1"
 
 
@@ -53,7 +61,9 @@ def find_chromium() -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.loadscopereorder = False  # of pytest-xdist: else the files with the most tests are begun first, however short
+    config.option.loadscopereorder = (
+        False  # of pytest-xdist: else the files with the most tests are begun first, however short
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,8 +15,8 @@ from explorer.papers import paper
 from explorer.papers.edm import PAPER, EDMTraining, plane
 from explorer.process.times import LogNormal
 from explorer.reproduction import Bench, Bundled, Recipe, Trained, train_recipe
-from explorer.reproduction.rehearsal import SHAPES, count, rehearse, synthetic
 from explorer.reproduction.own import on_data
+from explorer.reproduction.rehearsal import SHAPES, count, rehearse, synthetic
 
 
 def student(teacher, data="8gaussians", look=None) -> Recipe:

@@ -34,7 +34,9 @@ def test_it_is_of_the_bundled_model():
 def test_settings_cost_what_they_say_and_no_more_than_what_they_are_compared_with(row):
     model = load("digits")
     costs = [Setting.from_dict(row[key]).nfe(model) for key in ("setting", "start")]
-    assert max(costs) <= row["nfe"] and (row["kind"] != "tuned" or costs == [row["nfe"]] * 2)
+    assert max(costs) <= row["nfe"]
+    if row["kind"] == "tuned":  # a solver of two evaluations a step may leave one of an even cost over
+        assert costs[0] == costs[1] >= row["nfe"] - 1
 
 
 @pytest.mark.parametrize("row", SEARCHED, ids=named)
@@ -54,7 +56,7 @@ def test_the_paired_difference_is_that_of_the_two_numbers(row):
 
 
 def test_each_cost_was_tuned_at_three_seeds_with_noise_of_their_own():
-    for nfe in (5, 8):
+    for nfe in (5, 8, 12):
         rows = [r for r in ROWS if r["kind"] == "tuned" and r["nfe"] == nfe]
         assert len(rows) >= 3 and len({r["report"][0] for r in rows}) == len(rows)
 

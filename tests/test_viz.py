@@ -144,7 +144,14 @@ def test_every_figure_is_tested():
     elsewhere = {"learnt_maps", "curves", "ranked"}  # tests/test_few_steps.py
     elsewhere |= {"search_progress", "winners_curse"}  # tests/test_viz_tuning.py
     elsewhere |= {"density_maps"}  # tests/test_autoguidance.py
-    elsewhere |= {"coefficients", "forgetting", "landscape", "layers_left_out", "two_errors", "warps"}  # tests/test_viz_tuners.py
+    elsewhere |= {
+        "coefficients",
+        "forgetting",
+        "landscape",
+        "layers_left_out",
+        "two_errors",
+        "warps",
+    }  # tests/test_viz_tuners.py
     assert drawing - elsewhere | {"projected"} == set(FIGURES)  # projected passes its options on
 
 

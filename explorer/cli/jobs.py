@@ -227,7 +227,9 @@ def bench(
         emit([row.to_dict() for row in rows])
         return
     if not rows:
-        note("nothing was measured. Rows of the browser need a Chromium (CHROMIUM can name one); of others a warning says why.")
+        note(
+            "nothing was measured. Rows of the browser need a Chromium (CHROMIUM can name one); of others a warning says why."
+        )
         return
     table(
         [
