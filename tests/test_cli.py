@@ -238,7 +238,7 @@ def test_bench_prints_rows_and_writes_them_with_the_machine(monkeypatch, tmp_pat
     row = Row.of(
         "frechet-d64", {"ours": [2.0, 1.0, 3.0], "limit": [1.0, 1.0, 1.0], "peer": [4.0] * 3}, unit="s", limit_is="x"
     )
-    monkeypatch.setattr(bench, "run", lambda names, show, runs, quick: [row])
+    monkeypatch.setattr(bench, "run", lambda names, show, **how: [row])
     [shown] = document("bench", "frechet", "--out", tmp_path / "bench.json")
     assert {"name", "ours", "unit", "limit", "peers"} <= set(shown) and shown["ours"] == 2.0
     assert shown["peers"] == {"peer": 4.0}

@@ -147,7 +147,7 @@ def test_data_and_recipe_that_do_not_fit_are_refused_in_one_sentence(own, tmp_pa
     assert "nothing.csv" in text
     text = refusal("train", "edm", "--data", "mons", *out)
     assert "moons" in text and "cifar10" in text
-    assert "--with takes NAME=VALUE" in refusal("train", "edm", "--data", "toy", "--with", "teacher", *out)
+    assert "--with takes NEED=MODEL" in refusal("train", "edm", "--data", "toy", "--with", "teacher", *out)
     assert not (tmp_path / "no").exists()
 
 

@@ -113,7 +113,8 @@ def train(
 
     sets: dict[str, Any] = dict(assignment(text) for text in change or ())
     models = {
-        role: located(model) for role, model in (assignment(text, "--with", "teacher=FILE") for text in given or ())
+        role: located(model)
+        for role, model in (assignment(text, "--with NEED=MODEL, such as teacher=runs/mine") for text in given or ())
     }
     if "data" in sets:
         named, data = named or data, sets.pop("data")
@@ -194,10 +195,11 @@ def millions(n: float) -> str:
     return f"{n / 1e6:.2f} M" if n < 1e8 else f"{n / 1e6:.1f} M"
 
 
-def assignment(text: str, option: str = "--set", such: str = "plan.batch_size=256") -> tuple[str, str]:
+def assignment(text: str, form: str = "--set FIELD=VALUE, such as plan.batch_size=256") -> tuple[str, str]:
     field, equals, value = text.partition("=")
     if not equals:
-        raise BadValue(f"{option} takes NAME=VALUE, such as {such}; got {text!r}.")
+        option, _, rest = form.partition(" ")
+        raise BadValue(f"{option} takes {rest}; got {text!r}.")
     return field.strip(), value.strip()
 
 
@@ -223,6 +225,8 @@ def bench(
     with progress("timing") as show:
         kept = None if out is None else lambda rows: save(rows, out)
         rows = run(names or (), show, runs=runs, quick=quick, found=kept)
+    if kept is not None:
+        kept(rows)
     if as_json:
         emit([row.to_dict() for row in rows])
         return

@@ -5,7 +5,7 @@ floors 1 and 2 understand, a wrapped model and a `Sampler`.
 """
 
 from explorer.knobs.controls import Control
-from explorer.knobs.guides import able_to_guide, guides_for
+from explorer.knobs.guides import check_guide, guides_for
 from explorer.knobs.sampler import SamplerKnobs
 from explorer.knobs.table import GROUPS, levels_left_out, names, told_layers, used_by
 
@@ -13,7 +13,7 @@ __all__ = [
     "GROUPS",
     "Control",
     "SamplerKnobs",
-    "able_to_guide",
+    "check_guide",
     "guides_for",
     "levels_left_out",
     "names",

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 
+from explorer.errors import UnknownName
 from explorer.models import bundled
 from explorer.models.base import FlowMap, Model
 
@@ -22,6 +23,19 @@ def able_to_guide(model: Model) -> tuple[str, ...]:
     return (
         () if isinstance(model, FlowMap) else _alike(tuple(model.shape), model.n_classes, model.name, bundled.stamp())
     )
+
+
+def check_guide(model: Model, name: str) -> None:
+    """Raises UnknownName, BadFile or BadValue unless the model of this name or file can guide; an exact one can, too."""
+    about = bundled.card(name) if name.endswith(".safetensors") or name in bundled.names() else None
+    if (
+        about is None
+        or isinstance(model, FlowMap)
+        or about["kind"] not in ("denoiser", "oracle")
+        or tuple(about.get("shape", ())) != tuple(model.shape)
+        or about.get("n_classes", 0) not in (0, model.n_classes)
+    ):
+        raise UnknownName(f"guide for {model.name or 'this model'}", name, able_to_guide(model))
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from explorer.errors import BadValue, UnknownName
-from explorer.knobs import able_to_guide
+from explorer.knobs import check_guide
 from explorer.models.base import FlowMap, Model
 from explorer.models.wrappers import skip_schedule
 from explorer.sampling.grids import GRIDS, TimeGrid
@@ -228,8 +228,8 @@ class GuidanceSpace(Space):
             raise BadValue(
                 f"guidance needs classes or a guide, and {model.name or 'this model'} has no classes: name a guide"
             )
-        if self.guide and not self.guide.endswith(".safetensors") and self.guide not in (fit := able_to_guide(model)):
-            raise UnknownName(f"guide for {model.name or 'this model'}", self.guide, fit)
+        if self.guide:
+            check_guide(model, self.guide)
         limit = self.nfe or start.nfe(model)
         now = start.wrapper(Guidance) or Guidance(1.0, guide=self.guide)
         dims, at = [Dim("guidance", self.low, self.high)], (now.scale,)
