@@ -7,8 +7,7 @@
 
 PY := .venv/bin/python
 ARGS ?=
-# For two cores: a third worker computes while tests of the others wait for a browser, a server or a kernel.
-PYTEST_ARGS ?= -n 3 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # One thread per test worker: more threads than cores is many times slower, not faster.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive

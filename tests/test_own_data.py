@@ -158,11 +158,13 @@ def test_networks_for_other_classes_are_refused(own):
         method_of(recipe, data, {}, 0)
 
 
-def test_a_setting_of_the_method_has_an_option(own, tmp_path):
-    where = ("--data", "toy-moons", *FEW, "--out", tmp_path / "moved")
-    said = document("train", "edm", *where, "--set", "settings.p_mean=-0.5")
-    assert said["card"]["recipe"]["p_mean"] == -0.5
-    assert "p_mean" in refusal("train", "edm", *where, "--set", "settings.p_men=-0.5")
+def test_a_setting_of_the_method_has_an_option(monkeypatch):
+    asked = []
+    monkeypatch.setattr("explorer.cli.jobs.rehearse", lambda slug, recipe, *rest: asked.append(recipe))
+    run("train", "edm", "--data", "toy-moons", "--dry-run", "--set", "settings.p_mean=-0.5")
+    assert asked[0].settings["p_mean"] == -0.5
+    assert method_of(asked[0], load_dataset("moons"), {}, 0).times.p_mean == -0.5
+    assert "p_mean" in refusal("train", "edm", "--data", "toy", "--dry-run", "--set", "settings.p_men=-0.5")
 
 
 def test_the_help_names_ones_own_data():
