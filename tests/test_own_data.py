@@ -78,6 +78,8 @@ def test_a_given_teacher_makes_the_pairs_too(own):
     assert isinstance(recipe.needs["teacher"], Given) and recipe.needs["pairs"].model == recipe.needs["teacher"]
     student = by_models(paper("rfpp").recipe("toy"), {"pairs": "toy-moons"})  # the model of the pairs is the teacher
     assert student.needs["teacher"].name == "toy-moons"
+    both = by_models(paper("rfpp").recipe("toy"), {"teacher": "toy-moons", "pairs": "toy-checkerboard"})
+    assert (both.needs["teacher"].name, both.needs["pairs"].model.name) == ("toy-moons", "toy-checkerboard")
     with pytest.raises(UnknownName, match="teacher"):
         by_models(recipe, {"techer": "digits"})
     with pytest.raises(UnknownName, match="toy-moons"):
@@ -133,6 +135,7 @@ def test_the_smallest_recipe_that_fits_is_taken(own):
     assert fitting(edm, str(folder / "colour.npz")) == "shapes32"
     assert fitting(paper("consistency_models"), str(folder / "grey.npz")) == "digits-ct"  # needs no teacher
     assert chosen(edm, None, "moons") == ("toy", "moons") and chosen(edm, None, "digits") == ("digits", None)
+    assert chosen(edm, "cifar10", "cifar10") == ("cifar10", None)  # whether or not it is on this machine
     assert chosen(edm, "toy-moons", "moons") == ("toy-moons", None) and chosen(edm, None, None) == ("digits", None)
     with pytest.raises(BadValue, match="no recipe of autoguidance"):
         fitting(paper("autoguidance"), str(folder / "My ring.csv"), {"teacher": "digits"})

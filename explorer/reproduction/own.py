@@ -49,15 +49,18 @@ def by_models(recipe: Recipe, models: Mapping[str, str]) -> Recipe:
         UnknownName: it has no such need, or there is no such model.
         BadValue: the need is no model and is not made by one.
     """
-    needs = dict(recipe.needs)
+    swaps = {}
     for role, model in models.items():
-        if role not in needs:
-            raise UnknownName(f"need of recipe {recipe.name!r}", role, needs)
-        if not isinstance(old := needs[role].source, Bundled | Trained | Checkpoint | Exact):
+        if role not in recipe.needs:
+            raise UnknownName(f"need of recipe {recipe.name!r}", role, recipe.needs)
+        if not isinstance(old := recipe.needs[role].source, Bundled | Trained | Checkpoint | Exact):
             raise BadValue(f"{role} of recipe {recipe.name!r} is no model and is not made by one.")
-        new = Given(located(model))
-        new.describe()  # there is such a model
-        needs = {other: need.swapped(old, new) for other, need in needs.items()}
+        swaps[role] = old, Given(located(model))
+        swaps[role][1].describe()  # there is such a model
+    needs = dict(recipe.needs)
+    for role in needs:  # one that is named takes its own model, whichever it shared with another
+        for old, new in [swaps[role]] if role in swaps else swaps.values():
+            needs[role] = needs[role].swapped(old, new)
     return dataclasses.replace(recipe, needs=needs)
 
 
@@ -74,14 +77,15 @@ def chosen(
     """
     if data is None or (recipe is None and data in paper.recipes):
         return recipe or data or "digits", None
+    if recipe is not None and located(data) == paper.recipe(recipe).data:
+        return recipe, None  # need not be on this machine
     try:
         load_dataset(data)
     except UnknownName:
         if recipe is None and not Path(data).exists():
             raise UnknownName(f"recipe of {paper.slug}, or data set", data, (*paper.recipes, *names())) from None
         raise
-    if recipe is None:
-        recipe = fitting(paper, data, models)
+    recipe = recipe or fitting(paper, data, models)
     return recipe, None if located(data) == paper.recipe(recipe).data else located(data)
 
 
