@@ -83,7 +83,9 @@ def chosen(
         load_dataset(data)
     except UnknownName:
         if recipe is None and not Path(data).exists():
-            raise UnknownName(f"recipe of {paper.slug}, or data set", data, (*paper.recipes, *names())) from None
+            raise UnknownName(
+                f"recipe of {paper.slug}, or data set", data, dict.fromkeys((*paper.recipes, *names()))
+            ) from None
         raise
     recipe = recipe or fitting(paper, data, models)
     return recipe, None if located(data) == paper.recipe(recipe).data else located(data)
