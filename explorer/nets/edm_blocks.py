@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from explorer.errors import BadValue
 from explorer.nets.attention import GroupNorm, PixelAttention, norm_groups
+from explorer.nets.convolution import Conv3x3
 from explorer.nets.embedding import sinusoids
 
 Modulation = Literal["shift", "scale", "double"]
@@ -228,11 +229,11 @@ class EDMBlock(nn.Module):
         self.n_out, self.modulation, self.takes_skip, self.scale = n_out, modulation, takes_skip, family.scale
         self.resample = Resample(family.kernel, up=resample == "up") if resample else None
         self.norm0 = GroupNorm(family.groups_of(n_in), n_in, eps=family.eps)
-        self.conv0 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.conv0 = Conv3x3(n_in, n_out)
         self.affine = nn.Linear(n_emb, n_out if modulation == "shift" else 2 * n_out)
         self.norm1 = GroupNorm(family.groups_of(n_out), n_out, eps=family.eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv1 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.conv1 = Conv3x3(n_out, n_out)
         projected = n_in != n_out or (resample is not None and family.project)
         self.shortcut = nn.Conv2d(n_in, n_out, 1) if projected else nn.Identity()
         self.attention = None

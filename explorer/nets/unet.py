@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from explorer.errors import BadValue
 from explorer.nets.attention import GroupNorm, PixelAttention, norm_groups
+from explorer.nets.convolution import Conv3x3
 from explorer.nets.embedding import Embedding, NoiseFeatures
 
 DIGITS_UNET = {"shape": [1, 8, 8], "channels": 32, "mult": [1, 2, 2], "blocks": [0, 1, 1]}
@@ -39,11 +40,11 @@ class ResBlock(nn.Module):
     def __init__(self, n_in: int, n_out: int, n_emb: int, dropout: float):
         super().__init__()
         self.norm1 = GroupNorm(norm_groups(n_in), n_in)
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.conv1 = Conv3x3(n_in, n_out)
         self.film = nn.Linear(n_emb, 2 * n_out)
         self.norm2 = GroupNorm(norm_groups(n_out), n_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.conv2 = Conv3x3(n_out, n_out)
         self.shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
