@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from explorer.bench.clock import Effort, Work, installed, rounds, waiter
 from explorer.bench.peers import edm
 from explorer.bench.rows import Row
+from explorer.models.published.edm import wanted_of
+from explorer.models.published.mapping import fill
 from explorer.nets import CIFAR10_DDPMPP, DIGITS_UNET, EDMUNet, UNet, jvp
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -52,13 +54,11 @@ def unet(name: str, effort: Effort, device: torch.device, *, train: bool, low: b
         low: under bfloat16 autocast. Ours holds its weights channels-last; the others are as they come.
     """
     size = {"channels": 32, "blocks": 1} if effort.quick else {}
-    batch = (2 if train else 4) if device.type == "cpu" else 256
+    batch = (2 if train else 16) if device.type == "cpu" else 256
     x = torch.randn(batch, 3, 32, 32, device=device)
     t, classes = torch.rand(batch, device=device), torch.arange(batch, device=device) % 10
 
-    def ours() -> Work:
-        net = EDMUNet(**{**CIFAR10_DDPMPP, **size, "n_augment": 0}, n_classes=10).to(device)
-        return _steps(net, lambda x, t: net(x, t, classes), x, t, train, low)
+    mine = EDMUNet(**{**CIFAR10_DDPMPP, **size, "n_augment": 0}, n_classes=10).to(device)
 
     def diffusers() -> Work:
         from diffusers import UNet2DModel
@@ -76,15 +76,37 @@ def unet(name: str, effort: Effort, device: torch.device, *, train: bool, low: b
             32, 3, 3, label_dim=10, model_channels=size.get("channels", 128), channel_mult=[2, 2, 2],
             num_blocks=size.get("blocks", 4), attn_resolutions=[16], dropout=0.13,
         ).to(device)  # fmt: skip
+        _share_weights(mine, net)
         hot = torch.nn.functional.one_hot(classes, 10).float()
         return _steps(net, lambda x, t: net(x, t, hot), x, t, train, low)
 
-    peers, absent = installed({"diffusers UNet2DModel": diffusers, "NVlabs/edm SongUNet": edms})
-    times, _ = rounds({"ours": ours(), **peers}, effort, wait=waiter(device))
+    peers, absent = installed({"diffusers UNet2DModel": diffusers, SHARED: edms})
+    ours = _steps(mine, lambda x, t: mine(x, t, classes), x, t, train, low)
+    times, first = rounds({"ours": ours, **peers}, effort, wait=waiter(device))
+    checks = {}
+    if not train and SHARED in peers:
+        checks[SHARED] = float((first["ours"] - first[SHARED]).norm() / first[SHARED].norm())
     what = "training steps" if train else "forward passes"
     how = "bfloat16 autocast" if low else "float32"
     note = f"{what} of {batch} images of 32x32, {how}, {torch.get_num_threads()} threads; networks of equal widths and depth."
-    return Row.of(name, times, unit="s", limit_is="", absent=absent, note=note).as_rate(batch, "images/s")
+    row = Row.of(name, times, unit="s", limit_is="", absent=absent, checks=checks, note=note)
+    return row.as_rate(batch, "images/s")
+
+
+SHARED = "NVlabs/edm SongUNet"
+"""The peer whose weights ours has, so that both must give the same numbers."""
+
+
+def _share_weights(ours: EDMUNet, theirs: nn.Module) -> None:
+    """Random weights for both, no layer left at zero."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.3))
+    wanted = wanted_of(ours, ours.config, learnt=False)
+    used = {name for _, names in wanted.values() for name in names}
+    fill(ours, wanted, {k: v for n, v in theirs.state_dict().items() if (k := f"model.{n}") in used})
+    ours.to(memory_format=torch.channels_last)
 
 
 def _steps(net: nn.Module, call: Network, x: Tensor, t: Tensor, train: bool, low: bool) -> Work:
@@ -95,9 +117,9 @@ def _steps(net: nn.Module, call: Network, x: Tensor, t: Tensor, train: bool, low
     if not train:
         net.eval().requires_grad_(False)
 
-        def sampling() -> None:
+        def sampling() -> Tensor:
             with torch.inference_mode():
-                forward()
+                return forward()
 
         return sampling
     parameters = [p for p in net.train().parameters() if p.requires_grad]
