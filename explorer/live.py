@@ -42,6 +42,8 @@ N_FIRST = 64
 N_SHOWN = 64
 N_REAL = 4096  # real points kept by the metrics that compare with each of them
 N_CURVES = 512  # samples of the curves that need the states of a whole batch
+SETTLED = 15  # samples per feature from which a Fréchet distance counts
+SMALL = 128  # features for which that many samples are drawn while somebody watches
 GAP_ATTRS = {"long_name": "squared gap to the chord, on the linear path", "units": "data unit^2"}
 ERROR_ATTRS = {"long_name": "step error (embedded estimate)", "units": "data unit"}
 
@@ -305,7 +307,10 @@ def data_of(name: str) -> str:
 
 
 def frechet(features: FeatureSpace, data: Dataset) -> Metric:
-    """Fréchet distance to the training split, bias-corrected."""
+    """Fréchet distance to the training split, bias-corrected; of a user's kept data to the part held out, where that is large enough."""
+    held = _kept_back(data)
+    if held is not None and len(held) >= SETTLED * features.dim:
+        return Frechet(features, reference_for(features, held))
     return Frechet(features, reference_for(features, data))
 
 
@@ -348,7 +353,7 @@ def metric_for(model: Denoiser, metric: str | None = None, *, data: str | None =
     """An empty metric that suits what the model makes.
 
     Args:
-        metric: one of METRICS; by default "sw2" for points and "fd" for images.
+        metric: one of METRICS; by default "sw2" for points and what `suits` for images.
         data: name of the data set; by default the one the model was made from.
         features: name of the feature space; by default of the data set's classifier, "xy" for points, else "pixels".
     """
@@ -359,8 +364,37 @@ def metric_for(model: Denoiser, metric: str | None = None, *, data: str | None =
         raise BadValue(f"{model.name or 'the model'} makes samples of shape {shape}, {real.name} has {real.shape}.")
     flat = len(shape) == 1
     space = points_space(shape[0]) if flat else feature_space(features or CLASSIFIERS.get(real.name, "pixels"), shape)
-    return METRICS[metric or ("sw2" if flat else "fd")](space, real)
+    return METRICS[metric or ("sw2" if flat else suits(space, real))](space, real)
+
+
+def suits(features: FeatureSpace, data: Dataset) -> str:
+    """The metric by which images are measured when none is asked for: "fd", but "sw2" for a user's kept data of many pixels.
+
+    A Fréchet distance wants 15 samples per feature on both sides; below that it says more of their number than of the model.
+    """
+    held = _kept_back(data)
+    if held is None or (features.dim <= SMALL and len(held) >= SETTLED * features.dim):
+        return "fd"
+    return "sw2"
+
+
+def against(data: Dataset, metric: str) -> str:
+    """What a metric of METRICS compares samples with, in words: "400 held-out points"."""
+    held, what = _kept_back(data), "points" if len(data.shape) == 1 else "pictures"
+    if metric in ("sw2", "w2", "fd") and held is not None:
+        return f"{len(held)} held-out {what}"
+    if metric in ("sw2", "w2") and data.name in TOYS:
+        return "held-out points"
+    return f"the {what} of the training set"
+
+
+def _kept_back(data: Dataset) -> Dataset | None:
+    """What is held out of a user's data; None where nothing is."""
+    folder = data.card.get("parts")
+    return None if folder is None or not data.card.get("held_out") else load_dataset(folder, "test")
 
 
 def _held_out(data: Dataset) -> Tensor:
+    if (held := _kept_back(data)) is not None:
+        return held.take(slice(None))
     return load_dataset(data.name, "test").x if data.name in TOYS else data.x

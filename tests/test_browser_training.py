@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -164,3 +165,45 @@ def test_two_runs_side_by_side_in_the_dark_on_a_small_screen(browser, served):
     body = lab.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert body[0] <= body[1], "nothing hangs over the edge"
     lab.close()
+
+
+def test_points_of_ones_own_are_given_learnt_and_found_again(browser, served, tmp_path):
+    """A bad file gets a sentence, a good one a picture and a recipe; it trains, waits, and is there when the tab is opened again."""
+    address, runs = served
+    angle = [k * 0.7 for k in range(200)]
+    good, bad = tmp_path / "My ring.csv", tmp_path / "bad.csv"
+    good.write_text("x,y\n" + "".join(f"{5 + 3 * math.cos(a)},{3 * math.sin(a)}\n" for a in angle))
+    bad.write_text("1,2\n3,four\n")
+    lab = TrainingVisitor(browser, address, "training")
+    lab.page.locator("[data-part=own]").select_option("+")
+    lab.page.locator("[data-part=file]").set_input_files(str(bad))
+    lab.page.locator("[data-part=refused]").get_by_text("line 2: expected numbers").wait_for()
+    with good.open("rb") as stream:  # dropped, as a mouse would
+        moved = lab.page.evaluate_handle(
+            "text => { const d = new DataTransfer(); d.items.add(new File([text], 'My ring.csv')); return d; }",
+            stream.read().decode(),
+        )
+    lab.page.locator("[data-part=drop]").dispatch_event("drop", {"dataTransfer": moved})
+    lab.page.locator("[data-part=read]").get_by_text("200 points of 2 coordinates").wait_for()
+    assert lab.page.locator("[data-part=refused]").is_hidden()
+    assert lab.page.locator("[data-part=preview] circle").count() >= 100
+    lab.poll(lab.page.locator("[data-part=recipe]").input_value, lambda name: name == "toy")
+    for knob, value in (("steps", "400"), ("batch", "32")):
+        lab.page.locator(f"[data-knob={knob}]").fill(value)
+        lab.page.locator(f"[data-knob={knob}]").press("Enter")
+        lab.poll(
+            lambda knob=knob, value=value: lab.page.url, lambda url, knob=knob, value=value: f"t.{knob}={value}" in url
+        )
+    lab.page.locator("[data-act=start]").first.click()
+    lab.poll(lambda: lab.panel().get_attribute("data-run"), lambda name: name == "edm-toy-my-ring")
+    lab.poll(lab.pages, lambda n: n >= 1)
+    state = lab.page.url.removeprefix(address)
+    assert "own=my-ring" in state
+    lab.close()
+    again = TrainingVisitor(browser, address, state)
+    again.becomes("done")
+    assert again.page.locator("[data-part=own]").input_value() == "my-ring"
+    again.page.locator("[data-part=hero]").get_by_text("to 20 held-out points").wait_for()
+    assert len(again.picture()) > 8000
+    assert (runs / "edm-toy-my-ring" / "model" / "edm-toy-my-ring.safetensors").is_file()
+    again.close()

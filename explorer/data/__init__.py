@@ -1,5 +1,6 @@
 """Where samples come from: toys of the plane, digits, shapes, glyphs, photographs and fractals, published sets, a user's own files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from explorer.data.augment import NonLeaking
@@ -9,6 +10,8 @@ from explorer.data.fractals import Fractals, fractals_dataset
 from explorer.data.glyphs import Glyphs, glyph_factors, glyphs_dataset
 from explorer.data.huggingface import huggingface
 from explorer.data.loader import Batch, Loader
+from explorer.data.own import is_own, keep, measured_sigma
+from explorer.data.own import own as own_part
 from explorer.data.patches import Patches, patch_factors, patches_dataset
 from explorer.data.pictures import array_dataset, pictures, write_zip
 from explorer.data.points import Drawing, load_points, points_dataset
@@ -42,6 +45,8 @@ __all__ = [
     "glyph_factors",
     "glyphs_dataset",
     "huggingface",
+    "is_own",
+    "keep",
     "load_dataset",
     "load_points",
     "names",
@@ -85,8 +90,10 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
     """A data set by name, or from a user's file.
 
     Args:
-        name: one of `names()`, `PROJECTED`, `FRACTALS` or `SOURCES`; a path to points (.csv, .txt, .npz); a path to images (see `opened`).
-        split: "train" or "test"; a toy's test split is another fixed sample, a user's points and pictures have none.
+        name: one of `names()`, `PROJECTED`, `FRACTALS` or `SOURCES`; a path to points (.csv, .txt, .npz, .npy); a path to images (see
+            `opened`), whose sigma_data is measured unless they are a published set; a folder that `keep` has made.
+        split: "train" or "test"; a toy's test split is another fixed sample, a user's points and pictures have none but what
+            `keep` holds out.
         source: where a set of `SOURCES` lies; by default in the folder that EXPLORER_DATA names.
     Raises:
         UnknownName: no such data set.
@@ -115,13 +122,26 @@ def load_dataset(name: str, split: str = "train", source: str | Path | None = No
     if name in SOURCES:
         return named(name, split, source)
     path = str(name)
-    if path.endswith((".csv", ".txt")) or (path.endswith(".npz") and not holds_images(path)):
+    if is_own(path):
+        return _apart(own_part(path, split))
+    if path.endswith((".csv", ".txt")) or (
+        path.endswith((".npz", ".npy")) and Path(path).is_file() and not holds_images(path)
+    ):
         if split == "test":
             raise BadValue("a file of points has no test split; use split='train'.")
-        return load_points(name)
+        return _apart(load_points(name))
     if path.endswith(ENDINGS) or Path(path).is_dir():
-        return opened(path, split)
+        data = opened(path, split)
+        published = data.name.removesuffix("-test") in SOURCES
+        return data if published else _apart(replace(data, sigma_data=measured_sigma(data)))
     raise UnknownName("data set", name, (*names(), *PROJECTED, *FRACTALS, *SOURCES))
+
+
+def _apart(data: Dataset) -> Dataset:
+    """A user's data under a name that no other data set has: what is called "digits" is measured with the features of digits."""
+    stem = data.name.removesuffix("-test")
+    known = stem in (*names(), *PROJECTED, *FRACTALS, *SOURCES)
+    return replace(data, name=data.name.replace(stem, f"{stem}-own", 1)) if known else data
 
 
 def test_split(name: str) -> Dataset | None:

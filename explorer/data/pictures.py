@@ -218,7 +218,7 @@ def picture(content: bytes, file: str, side: int | None = None, fit: Fit = "exac
     except BadFile:
         raise
     except Exception as error:  # a damaged picture can fail anywhere in its decoder
-        raise BadFile(f"{file} cannot be read as a picture: {str(error)[:120]}.") from None
+        raise BadFile(f"{file} cannot be read as a picture: {str(error).partition(' <')[0][:120]}.") from None
     if side is not None and (image.width, image.height) != (side, side):
         if fit == "exact":
             raise BadFile(f"{file} has {image.width} x {image.height} pixels, not {side} x {side}; choose a fit.")

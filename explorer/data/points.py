@@ -23,13 +23,13 @@ MAX_BYTES = 200_000_000
 
 
 def load_points(file: str | Path, *, labels: bool = False, standardise: bool = True) -> Dataset:
-    """A data set from a CSV or NPZ file of points.
+    """A data set from a CSV, NPZ or NPY file of points.
 
     CSV: one point per line, comma, semicolon, tab or space between numbers, an optional header line. NPZ: an array `x` (N, D),
-    or the only array of the file, and optionally `labels` (N,). Nothing in the file is executed (no pickles).
+    or the only array of the file, and optionally `labels` (N,). NPY: the array. Nothing in the file is executed (no pickles).
 
     Args:
-        file: ending in .csv, .txt or .npz.
+        file: ending in .csv, .txt, .npz or .npy.
         labels: the last column of a CSV holds integer classes from 0.
         standardise: shift and scale to mean 0 and sigma_data = 0.5; the card keeps both constants.
     Raises:
@@ -43,12 +43,12 @@ def load_points(file: str | Path, *, labels: bool = False, standardise: bool = T
         raise BadFile(
             f"{path.name} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read. Thin the points out."
         )
-    if path.suffix == ".npz":
-        x, classes = _read_npz(path)
+    if path.suffix in (".npz", ".npy"):
+        x, classes = _read_npz(path) if path.suffix == ".npz" else (_read_npy(path), None)
     elif path.suffix in (".csv", ".txt"):
         x, classes = _read_csv(path, labels)
     else:
-        raise BadFile(f"cannot read {path.name}: expected a file ending in .csv, .txt or .npz.")
+        raise BadFile(f"cannot read {path.name}: expected a file ending in .csv, .txt, .npz or .npy.")
     return points_dataset(path.stem, x, classes, standardise=standardise, source=path.name)
 
 
@@ -85,6 +85,11 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             key = "x" if "x" in names else next((n for n in names if n != "labels"), None)
             if key is None or ("x" not in names and len(names) - ("labels" in names) != 1):
                 raise BadFile(f"{path.name}: expected an array named 'x', found {', '.join(names) or 'no arrays'}.")
+            size = sum(info.file_size for info in archive.zip.infolist())
+            if size > MAX_BYTES:  # a small file can claim to hold anything
+                raise BadFile(
+                    f"{path.name} unpacks to {size} bytes; at most {MAX_BYTES} are read. Thin the points out."
+                )
             x, labels = archive[key], archive["labels"] if "labels" in names else None
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, BadFile):
@@ -95,6 +100,16 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             f"{path.name}: expected numbers (and integer labels), got {x.dtype} and {getattr(labels, 'dtype', None)}."
         )
     return x, labels
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        x = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadFile(f"{path.name} is not a readable NPY file of plain numbers: {error}.") from None
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu":
+        raise BadFile(f"{path.name}: expected an array of numbers, got {getattr(x, 'dtype', type(x).__name__)}.")
+    return x
 
 
 def _read_csv(path: Path, with_labels: bool) -> tuple[np.ndarray, np.ndarray | None]:

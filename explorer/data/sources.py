@@ -109,22 +109,25 @@ def opened(source: str | Path, split: str = "train") -> Dataset:
 
 
 def holds_images(file: str | Path) -> bool:
-    """Whether an npz file holds an array of four axes, so that it is of images and not of points; False when unreadable."""
+    """Whether an npz or npy file holds an array of four axes, so that it is of images and not of points; False when unreadable."""
     try:
+        if Path(file).suffix == ".npy":
+            with open(file, "rb") as stream:
+                return len(_shape_in(stream)) == 4
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    if len(read(stream)[0]) == 4:
+                    if len(_shape_in(stream)) == 4:
                         return True
     except Exception:  # whoever reads the file says what is wrong with it
         return False
     return False
+
+
+def _shape_in(stream) -> tuple[int, ...]:
+    """Shape of the array whose npy bytes begin here."""
+    old = np.lib.format.read_magic(stream) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(stream)[0]
 
 
 def _arrays(file: Path) -> Dataset:

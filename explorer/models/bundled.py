@@ -225,12 +225,18 @@ def _find(name: str | Path) -> Path:
 
 
 def _only_model_in(folder: Path) -> Path:
-    """The weights file of the one model that a folder holds, as a run's does; its checkpoints have no card."""
+    """The weights file of the one model that a run's folder holds: what it has published at its end, or measured last.
+
+    Its checkpoints have no card.
+    """
     held = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(BadFile):
-            card(file)
-            held.append(file)
+    for place in (folder, folder / "model"):
+        for file in sorted(place.glob("*.safetensors")):
+            with contextlib.suppress(BadFile):
+                card(file)
+                held.append(file)
+        if held:
+            break
     if len(held) == 1:
         return held[0]
     found = f"{len(held)} models ({', '.join(file.name for file in held[:4])})" if held else "no finished model"

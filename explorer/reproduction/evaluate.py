@@ -58,7 +58,7 @@ def evaluate(
         show: told the share of the samples that are drawn.
     """
     images = len(train.shape) == 3
-    n = min(len(test or train), N_IMAGES // 2 if test else 1000) if images else _n_points(train)
+    n = min(len(test or train), N_IMAGES // 2 if test else 1000) if images else _n_points(train, test)
     draws = max(2, min(draws, N_IMAGES // n)) if images else draws
     cost, done = n * draws * sum(s.nfe(model) or 1 for s in (sampler, *more)), 0
 
@@ -75,7 +75,7 @@ def evaluate(
 
     chunks = [samples(sampler, range(FIRST_SEED + i * n, FIRST_SEED + (i + 1) * n)) for i in range(draws)]
     about = {"nfe": sampler.nfe(model), "sampler": sampler.to_dict()}
-    entries = _images(model, chunks, train, test, about) if images else {"metrics": _points(chunks, train, about)}
+    entries = _images(model, chunks, train, test, about) if images else {"metrics": _points(chunks, train, test, about)}
     for other in more:
         x = samples(other, range(FIRST_SEED, FIRST_SEED + n * draws))
         about = {"nfe": other.nfe(model), "sampler": other.to_dict()}
@@ -84,7 +84,7 @@ def evaluate(
             reference = reference_for(space, train)
             entries["metrics"].append({**row(frechet(space, reference, x)), **about, "reference": reference.data})
         else:
-            entries["metrics"] += [r for r in _points(list(x.split(n)), train, about) if "nfe" in r]
+            entries["metrics"] += [r for r in _points(list(x.split(n)), train, test, about) if "nfe" in r]
     return entries
 
 
@@ -161,26 +161,36 @@ def _read_back(shapes: Shapes, x: Tensor, labels: Tensor) -> list[dict]:
     return rows
 
 
-def _n_points(train: Dataset) -> int:
-    return 1000 if train.draw is not None else max(2, min(1000, len(train) // 2))
+def _n_points(train: Dataset, test: Dataset | None) -> int:
+    if train.draw is not None:
+        return 1000
+    return max(2, min(1000, len(train) // 2 if test is None else min(len(train), len(test))))
 
 
-def _fresh(train: Dataset, n: int, i: int) -> tuple[Tensor, Tensor]:
-    """Two sets of n points of the distribution; where only its points are known, two disjoint sets of those."""
+def _fresh(train: Dataset, test: Dataset | None, n: int, i: int) -> tuple[Tensor, Tensor]:
+    """Two sets of n points of the distribution, the second to compare with: fresh, or disjoint sets of what there is.
+
+    Where a part was held out, that is the second, and the first is learnt points: what a perfect memory would score.
+    """
+    if train.draw is None and test is not None:
+        g = torch.Generator().manual_seed(FIRST_SEED + i)
+        return tuple(data.take(torch.randperm(len(data), generator=g)[:n]) for data in (train, test))
     if train.draw is not None:
         return tuple(train.draw(n, torch.Generator().manual_seed(FIRST_SEED + 2 * i + k))[0] for k in range(2))
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(FIRST_SEED + i))
     return train.take(rows[:n]), train.take(rows[n : 2 * n])
 
 
-def _points(chunks: list[Tensor], train: Dataset, about: Mapping) -> list[dict]:
+def _points(chunks: list[Tensor], train: Dataset, test: Dataset | None, about: Mapping) -> list[dict]:
     """Points against fresh draws of the known distribution, and fresh draws against each other: the floor.
 
-    Where only a set of points is known, they are drawn from it: then it is the distance to what was trained on, and says so.
+    Where only a set of points is known, they are drawn from what was held out of it; where nothing was, it is the distance to what
+    was trained on, and says so.
     """
     space, n = points_space(train.shape[0]), len(chunks[0])
-    fresh = [_fresh(train, n, i) for i in range(len(chunks))]
-    said = {} if train.draw is not None else {"note": "to points of the training set"}
+    fresh = [_fresh(train, test, n, i) for i in range(len(chunks))]
+    against = "held-out points" if test is not None else "points of the training set"
+    said = {} if train.draw is not None else {"note": f"to {against}"}
     rows = []
     for make in (ExactW2, energy_distance):
         values = {"": [], " of fresh data (the floor)": []}

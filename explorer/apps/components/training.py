@@ -19,9 +19,10 @@ class TrainingTop(Pane):
 
 
 class TrainingForm(Pane):
-    """What is to be trained next."""
+    """What is to be trained next; `arrived` says which part of a user's file is awaited."""
 
     data = param.Dict(default={})
+    arrived = param.Dict(default={})
 
     _esm = contents("lib.js", "training_form.js")
     _stylesheets = [contents("base.css", "panels.css", "training.css", "training_form.css")]

@@ -155,7 +155,7 @@ function makePanel(spot, settings, send, slot) {
     if (p.hero) {
       hero.classList.toggle("early", !p.hero.settled);
       hero.replaceChildren(h("div", { class: "name", title: p.hero.title }, p.hero.name), h("div", { class: "value" }, p.hero.value, h("small", {}, ` ± ${p.hero.error}`)),
-        h("p", { class: "fine" }, [`n ${p.hero.n}`, p.hero.nfe ? `NFE ${p.hero.nfe}` : "", `step ${p.hero.step}`, p.hero.note, p.hero.settled ? "" : "not enough samples yet"].filter(Boolean).join(" · ")));
+        h("p", { class: "fine" }, [`n ${p.hero.n}`, p.hero.nfe ? `NFE ${p.hero.nfe}` : "", `step ${p.hero.step}`, p.hero.against && `to ${p.hero.against}`, p.hero.note, p.hero.settled ? "" : "not enough samples yet"].filter(Boolean).join(" · ")));
     } else {
       hero.classList.add("early");
       hero.replaceChildren(h("div", { class: "name" }, "quality"), h("div", { class: "value" }, "…"), h("p", { class: "fine" }, "measured beside the training, from the first weights on"));

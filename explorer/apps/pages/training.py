@@ -14,7 +14,8 @@ class TrainingLab(Lab):
     """The panes of this page, and what the browser may ask of it."""
 
     redraws = {
-        "form": ("form", "top"),
+        "form": ("form", "top", "stage"),
+        "arrived": ("arrived",),
         "runs": ("runs", "top"),
         "shown": ("top", "runs", "stage", "strips", "curves", "books"),
         "live": ("stage",),
@@ -26,7 +27,7 @@ class TrainingLab(Lab):
     }
 
     def __init__(self, store: Trainings, rail: Iterable[dict] = (), embedded: bool = False):
-        self.store = store
+        self.store, given = store, store.given
         own = {"on_message": self.receive, "page_id": str(id(self))}
         self.top = panes.TrainingTop(**own)
         self.form = panes.TrainingForm(on_message=self.receive)
@@ -54,6 +55,11 @@ class TrainingLab(Lab):
             "recipe": lambda m: store.choose_recipe(str(m["name"])),
             "set": lambda m: store.set(str(m["knob"]), m["value"]),
             "reset": lambda m: store.reset(m.get("knob")),
+            "upload": lambda m: given.announce(str(m["id"]), str(m["name"]), int(m["size"]), m.get("side")),
+            "part": lambda m: given.part(str(m["id"]), int(m["at"]), str(m["part"])),
+            "path": lambda m: given.path(str(m["path"]), m.get("side")),
+            "own": lambda m: given.choose(str(m["name"])),
+            "give": lambda m: given.give(str(m["role"]), str(m["model"])),
             "start": lambda m: store.begin(),
             "pause": lambda m: store.tell(str(m["name"]), "pause"),
             "stop": lambda m: store.tell(str(m["name"]), "stop"),
@@ -78,6 +84,7 @@ class TrainingLab(Lab):
             "runs": (self.runs, "data", views.runs_data),
             "top": (self.top, "data", views.top_data),
             "form": (self.form, "data", views.form_data),
+            "arrived": (self.form, "arrived", views.arrived_data),
             "curves": (self.curves, "data", views.curves_data),
             "link": (self.shell, "link", lambda s: s.link()),
         }

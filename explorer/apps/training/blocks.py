@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from explorer.apps.training import choices
+from explorer.apps.training.own import flattened
 from explorer.apps.training.previews import N_PARTICLES, Picture, read_preview
 from explorer.apps.training.reading import History
 from explorer.apps.training.state import Trainings
 from explorer.apps.training.views import LETTERS, MOST_COLUMNS
 from explorer.apps.trajectory.views import N_HUES, pack
-from explorer.data import load_dataset
+from explorer.data import load_dataset, test_split
 from explorer.errors import ExplorerError
 from explorer.sampling import Seeds
 from explorer.training.levels import LEVEL_EDGES, N_LEVELS
@@ -97,12 +100,12 @@ def book_block(store: Trainings, slot: int, have: list[str]) -> tuple[bytes, lis
     if not pictures:
         return pack(header, x=np.zeros(0, np.uint8)), sent
     if pictures[0].flat:
-        data, extent = _real(store, history.name)
+        data, extent, flat = _real(store, history.name)
         header |= {"kind": "points", "n": len(pictures[0].x), "extent": extent}
-        x = np.stack([p.x.numpy() for p in pictures])
+        x = np.stack([flat(p.x).numpy() for p in pictures])
         arrays = {"x": _quantised(x, extent)}
         if anew:
-            arrays |= {"hue": _hues(len(pictures[0].x)), "data": _quantised(data, extent)}
+            arrays |= {"hue": _hues(len(pictures[0].x), pictures[0].x.shape[1]), "data": _quantised(data, extent)}
         return pack(header, **arrays), sent
     shape = tuple(pictures[0].x.shape)
     header |= {"kind": "images", "shape": list(shape), "n": shape[0]}
@@ -115,22 +118,26 @@ def _quantised(x: np.ndarray, extent: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _hues(n: int) -> np.ndarray:
-    """Direction of each particle's noise as one of N_HUES colours: (n,) uint8."""
-    start = Seeds(range(max(n, N_PARTICLES))).normal((2,)).numpy()[:n]
+def _hues(n: int, d: int = 2) -> np.ndarray:
+    """Direction of each particle's noise, in its first two coordinates, as one of N_HUES colours: (n,) uint8."""
+    start = Seeds(range(max(n, N_PARTICLES))).normal((d,)).numpy()[:n]
+    start = np.concatenate([start, np.zeros((n, 1))], 1) if d == 1 else start
     turn = np.arctan2(start[:, 1], start[:, 0]) / (2 * np.pi) % 1.0
     return (np.floor(turn * N_HUES).astype(int) % N_HUES).astype(np.uint8)
 
 
-def _real(store: Trainings, name: str) -> tuple[np.ndarray, float]:
+def _real(store: Trainings, name: str) -> tuple[np.ndarray, float, Callable[[Tensor], Tensor]]:
+    """Data that are drawn behind the particles, half the side of the square, and what brings points into the plane."""
     card = store.card(name)
     try:
         return _points(choices.recipe_of(card.request if card is not None else {}).data)
     except ExplorerError:
-        return np.zeros((0, 2), np.float32), 2.0
+        return np.zeros((0, 2), np.float32), 2.0, lambda x: x[:, :2] if x.shape[1] > 1 else x.repeat(1, 2)
 
 
 @lru_cache(maxsize=16)
-def _points(name: str) -> tuple[np.ndarray, float]:
-    x = load_dataset(name, "test" if not name.endswith((".csv", ".txt", ".npz")) else "train").x.float()
-    return x[:N_DATA].numpy(), float(x.abs().amax()) * 1.25
+def _points(name: str) -> tuple[np.ndarray, float, Callable[[Tensor], Tensor]]:
+    data, held = load_dataset(name), test_split(name)
+    flat = flattened(data)
+    x = flat((data if held is None else held).x[:N_DATA].float())
+    return x.numpy(), float(x.abs().amax()) * 1.25, flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,10 @@ from typing import Any
 from explorer import papers
 from explorer.data import TOYS, load_dataset
 from explorer.errors import BadValue, UnknownName
+from explorer.reproduction.needs import Checkpoint, Exact
 from explorer.reproduction.own import by_models, on_data
-from explorer.reproduction.recipe import Paper, Recipe
+from explorer.reproduction.recipe import Bundled, Paper, Recipe, Trained
+from explorer.reproduction.rehearsal import shape_of
 from explorer.reproduction.run import override
 from explorer.training.plan import EmaPlan, Plan
 
@@ -126,7 +129,14 @@ def _labelled(name: str) -> bool:
 
 
 def is_toy(recipe: Recipe) -> bool:
-    return recipe.data in TOYS
+    """Whether it learns points, which are too few numbers for more than one thread."""
+    return recipe.data in TOYS or len(shape_of(recipe.data)[0]) == 1
+
+
+def replaceable(recipe: Recipe) -> list[str]:
+    """What the recipe needs that a model of the user's may stand for, see `explorer.reproduction.own.by_models`."""
+    kinds = Bundled | Trained | Checkpoint | Exact
+    return [role for role, need in recipe.needs.items() if isinstance(need.source, kinds)]
 
 
 def knobs(recipe: Recipe) -> list[Knob]:
@@ -241,12 +251,16 @@ def preparations(recipe: Recipe) -> list[str]:
     return out
 
 
-def command(slug: str, name: str, changes: Mapping[str, Any]) -> str:
-    """The same run on the command line, where all its changes have words there."""
-    recipe = papers.paper(slug).recipe(name)
+def command(
+    slug: str, name: str, changes: Mapping[str, Any], data: str = "", models: Mapping[str, str] | None = None
+) -> str:
+    """The same run on the command line, where all its changes have words there; on the user's `data` with these `models`, if any."""
+    recipe = recipe_of({"paper": slug, "recipe": name, "data": data, "models": models})
     paths = {"steps": "plan.n_steps", "batch": "plan.batch_size", "lr": "plan.optimizer.lr"}
     other = changes.get("data", recipe.data)
-    words = [f"explorer train {slug} --{'data' if other == recipe.data else 'recipe'} {name}"]
+    own = [f"--data {shlex.quote(data)}"] if data else []
+    own += [f"--with {role}={shlex.quote(model)}" for role, model in (models or {}).items()]
+    words = [f"explorer train {slug} --{'data' if other == recipe.data and not data else 'recipe'} {name}", *own]
     for knob in knobs(recipe):
         if knob.name in changes and changes[knob.name] != knob.value:
             value = changes[knob.name]

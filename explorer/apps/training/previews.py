@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from explorer.apps.training.folder import RunFiles, step_of
+from explorer.data import load_dataset
 from explorer.errors import BadFile, ExplorerError
 from explorer.files import write_atomic
-from explorer.live import Live, metric_for, quality
+from explorer.live import Live, against, metric_for, quality
 from explorer.models.base import Denoiser, Model
 from explorer.models.bundled import save_model
 from explorer.reproduction.evaluate import row
@@ -70,6 +71,7 @@ class Previewer:
         self._newest: Moment | None = None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._failed = recipe.sampler is None
+        self._against = ""  # what samples are compared with
         files.previews.mkdir(parents=True, exist_ok=True)
         self._thread = threading.Thread(target=self._run, name="explorer-previews", daemon=True)
         self._thread.start()
@@ -162,13 +164,14 @@ class Previewer:
             live = now
             yield
         self._measure_due = self._next(time.monotonic() - busy, 0.5 if len(moment.model.shape) == 1 else 10.0)
-        self.last = measured(live, moment.about)
+        self.last = measured(live, moment.about) | {"against": self._against}
         self.files.add_measure(self.last)
         self._keep(moment, live)
 
     def measurement(self, model: Model, n: int) -> Iterator[Live]:
         """The course of a measurement with the recipe's sampler, as the Sampler Lab measures."""
         metric = metric_for(model, data=self.recipe.data)
+        self._against = against(load_dataset(self.recipe.data), metric.name.partition("[")[0].lower())
         bends = isinstance(model, Denoiser)  # what jumps has no path to be straight
         return quality(
             model, self.recipe.sampler, metric, n, batch=128 if len(model.shape) > 1 else 512, geometry=bends
@@ -249,7 +252,7 @@ def write_preview(folder: Path, x: Tensor, labels: Tensor | None, about: dict[st
 
 @dataclass(frozen=True)
 class Picture:
-    """A preview as it is on disk: points (n, 2) or pixels (n, C, H, W), and where the run stood."""
+    """A preview as it is on disk: points (n, D) or pixels (n, C, H, W), and where the run stood."""
 
     step: int
     n_images: int
@@ -271,6 +274,6 @@ def read_preview(file: Path) -> Picture:
         picture = Picture(int(about.get("step", step_of(file))), int(about["n_images"]), float(about["seconds"]), x)
     except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError) as problem:
         raise BadFile(f"{file.name} is not a preview of a run: {problem}.") from None
-    if x.ndim not in (2, 4) or (x.ndim == 2 and x.shape[1] != 2) or (x.ndim == 4 and x.dtype != torch.uint8):
+    if x.ndim not in (2, 4) or (x.ndim == 4 and x.dtype != torch.uint8):
         raise BadFile(f"{file.name} holds samples of shape {tuple(x.shape)}, which are neither points nor images.")
     return picture

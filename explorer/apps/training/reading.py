@@ -241,9 +241,11 @@ def _mtime(path: Path) -> int:
 
 
 def title(card: Card) -> str:
-    """The run in words: "edm · toy-8gaussians", or its folder's name."""
+    """The run in words: "edm · toy-8gaussians", "edm · toy on my-ring", or its folder's name."""
     request = card.request
     if not request.get("paper"):
         return card.name
-    number = re.search(r"-(\d+)$", card.name.removeprefix(f"{request['paper']}-{request.get('recipe', '')}"))
-    return f"{request['paper']} · {request.get('recipe', '')}" + (f" #{number[1]}" if number else "")
+    stem = f"{request['paper']}-{request.get('recipe', '')}"
+    number = re.search(r"-(\d+)$", card.name.removeprefix(stem)) if not request.get("data") else None
+    on = f" on {Path(str(request['data'])).stem}" if request.get("data") else ""
+    return f"{request['paper']} · {request.get('recipe', '')}{on}" + (f" #{number[1]}" if number else "")

@@ -16,11 +16,15 @@ from explorer.apps import settings
 from explorer.apps.store import Store
 from explorer.apps.training import choices, kept
 from explorer.apps.training.folder import RunFiles, new_name, put_back, remove, root
+from explorer.apps.training.giving import Giving
 from explorer.apps.training.launch import Launcher, halt
+from explorer.apps.training.own import described, named
 from explorer.apps.training.reading import Card, History, Reader
 from explorer.apps.worker import Failure, Worker
+from explorer.data import is_own, load_dataset
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.reproduction.recipe import Paper, Recipe
+from explorer.reproduction.run import method_of
 
 LOOK_EVERY = 0.2  # seconds between two looks at the folders
 SLOW_EVERY = 5  # every how many looks the curves follow
@@ -32,7 +36,8 @@ LAUNCHER = Launcher()
 
 
 class Trainings(Store):
-    """The store of the page. Views watch `version`: "form", "runs", "shown", "live", "curves", "pictures", "state", "view".
+    """The store of the page. Views watch `version`: "form", "arrived", "runs", "shown", "live", "curves", "pictures",
+    "state", "view".
 
     Args:
         worker, post, heard: as `Store`.
@@ -41,6 +46,7 @@ class Trainings(Store):
 
     Attributes:
         paper, recipe_name, changes: what the form says; `changes` holds only what differs from the recipe.
+        given: the user's own data, and models in place of what a recipe needs.
         shown: names of the runs that are looked at, A and B, "" for none.
         by: what the curves run along, "images" or "seconds".
         extra: what the fourth curve shows: "straightness", or a number of the log.
@@ -63,6 +69,7 @@ class Trainings(Store):
         self.paper_slug = FIRST if FIRST in self.papers else next(iter(self.papers))
         self.recipe_name = choices.default_recipe(self.paper)
         self.changes: dict[str, Any] = {}
+        self.given = Giving(self)
         self.shown = ["", ""]
         self.by, self.extra = "images", EXTRA
         self.cards: list[Card] = []
@@ -87,9 +94,14 @@ class Trainings(Store):
         return self.papers[self.paper_slug]
 
     @property
-    def plain_recipe(self) -> Recipe:
+    def bare_recipe(self) -> Recipe:
         """The recipe as its paper gives it."""
         return self.paper.recipe(self.recipe_name)
+
+    @property
+    def plain_recipe(self) -> Recipe:
+        """The recipe on the user's data where there are any and it takes them, before its numbers are turned."""
+        return self.given.on(self.bare_recipe)[0]
 
     @property
     def recipe(self) -> Recipe:
@@ -108,6 +120,7 @@ class Trainings(Store):
     def choose_paper(self, slug: str) -> None:
         self.paper_slug = choices.paper_named(slug).slug if slug in self.papers else self._unknown(slug)
         self.recipe_name, self.changes = choices.default_recipe(self.paper), {}
+        self.given.suit()
         self.changed("form", "view")
 
     def _unknown(self, slug: str) -> str:
@@ -117,7 +130,17 @@ class Trainings(Store):
         if name not in self.paper.recipes:
             raise UnknownName(f"recipe of {self.paper_slug}", name, self.paper.recipes)
         self.recipe_name, self.changes = name, {}
+        self.given.models = {}
         self.changed("form", "view")
+
+    def learn(self, recipe: str) -> None:
+        """The recipe that fits what the user has given."""
+        self.recipe_name, self.changes, self.error = recipe, {}, None
+        self.changed("form", "state", "view")
+
+    def learn_own(self) -> None:
+        """Back to the recipes' own data."""
+        self.learn(choices.default_recipe(self.paper))
 
     def set(self, name: str, value: Any) -> None:
         """Turns a knob of the form; a value that cannot be leaves it as it was and says why."""
@@ -138,10 +161,16 @@ class Trainings(Store):
 
     def begin(self) -> str:
         """Starts a run of what the form says, looks at it, and returns its name."""
-        choices.changed(self.plain_recipe, self.changes)
-        name = new_name(f"{self.paper_slug}-{self.recipe_name}", self.folder)
+        if self.given.unfit:
+            raise BadValue(self.given.unfit)
+        recipe, own = self.recipe, self.given.request()
+        if own and not recipe.needs:
+            method_of(
+                recipe, load_dataset(recipe.data), {}, recipe.plan.seed
+            )  # what does not fit is said before a folder is made
+        name = new_name(f"{self.paper_slug}-{recipe.name if own else self.recipe_name}", self.folder)
         files = RunFiles(self.folder / name)
-        files.ask({"paper": self.paper_slug, "recipe": self.recipe_name, "changes": dict(self.changes)})
+        files.ask({"paper": self.paper_slug, "recipe": self.recipe_name, "changes": dict(self.changes), **own})
         self.asked = name
         self._launcher.start(files)
         self.error = None
@@ -175,6 +204,13 @@ class Trainings(Store):
         request = self.files(name).request
         if request.get("paper") not in self.papers:
             raise BadValue(f"{name} was not started here: its folder does not say how to train it again.")
+        data = request.get("data")
+        self.given.data = described(str(data)) if data and is_own(data) else None
+        if data and self.given.data is None:
+            raise BadValue(
+                f"{name} was trained on {data} from the command line; give that path as your own data to train it again."
+            )
+        self.given.fit, self.given.models = None, dict(request.get("models") or {})
         self.paper_slug, self.recipe_name = request["paper"], request["recipe"]
         self.changes = dict(request.get("changes") or {})
         if slower:
@@ -249,6 +285,7 @@ class Trainings(Store):
 
     def close(self) -> None:
         super().close()
+        self.given.close()
         self._shut.set()
         self._look_now.set()
 
@@ -320,6 +357,9 @@ class Trainings(Store):
         """The whole state as the part of an address after #. Names are this page's own: other pages read addresses too."""
         fields: dict[str, Any] = {"t.paper": self.paper_slug, "t.recipe": self.recipe_name}
         fields |= {f"t.{name}": value for name, value in self.changes.items()}
+        if self.given.data is not None:
+            fields["t.own"] = self.given.data.name
+        fields |= {f"t.with.{role}": model for role, model in self.given.models.items()}
         for letter, name in zip(("run", "beside"), self.shown, strict=True):
             if name:
                 fields[letter] = name
@@ -341,7 +381,10 @@ class Trainings(Store):
                 paper = self.papers[slug] if slug in self.papers else self._unknown(slug)
                 name = name or choices.default_recipe(paper)
                 given = {k[2:]: v for k, v in fields.items() if k.startswith("t.") and k not in ("t.paper", "t.recipe")}
-                known = {k.name: k for k in choices.knobs(paper.recipe(name))}
+                own, models = given.pop("own", ""), {k[5:]: given.pop(k) for k in list(given) if k.startswith("with.")}
+                data, recipe = named(self.folder, own) if own else None, paper.recipe(name)
+                self.given.data, self.given.models, self.given.fit = data, models, None
+                known = {k.name: k for k in choices.knobs(self.given.on(recipe)[0])}
                 if unknown := set(given) - set(known):
                     raise UnknownName("knob of this recipe", unknown.pop(), known)
                 self.paper_slug, self.recipe_name = slug, name
@@ -362,13 +405,16 @@ class Trainings(Store):
 
     def texts(self) -> dict[str, str]:
         """The form as a command, and as Python."""
-        slug, name, changes = self.paper_slug, self.recipe_name, self.changes
+        slug, name, changes, own = self.paper_slug, self.recipe_name, self.changes, self.given.request()
+        if self.given.unfit:
+            own = {}
+        asked = {"paper": slug, "recipe": name, "changes": changes, **own}
         python = (
             "from explorer.apps.training.choices import recipe_of\n"
             "from explorer.reproduction import exported, train_recipe\n\n"
-            f'recipe = recipe_of({{"paper": {slug!r}, "recipe": {name!r}, "changes": {changes!r}}})\n'
+            f"recipe = recipe_of({asked!r})\n"
             f'for tick in train_recipe(recipe, "runs/{slug}-{name}"):\n'
             '    print(f"{tick.fraction:.0%}", tick.logs)\n'
             "model = exported(recipe, tick)\n"
         )
-        return {"cli": choices.command(slug, name, changes), "python": python}
+        return {"cli": choices.command(slug, name, changes, **own), "python": python}

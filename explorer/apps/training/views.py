@@ -6,10 +6,12 @@ import json
 import math
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from explorer.apps.training import choices
 from explorer.apps.training.folder import ACTIVE
+from explorer.apps.training.own import ENDINGS, SIDES, kept_names
 from explorer.apps.training.reading import Card, History, title
 from explorer.apps.training.state import EXTRA, Trainings
 from explorer.apps.trajectory.views import palette
@@ -36,8 +38,8 @@ KILLED = (
     "Its process is gone without a word: it was killed, or the machine was restarted. The last checkpoint is whole."
 )
 QUALITY = {
-    "SW2[xy]": "sliced 2-Wasserstein distance to held-out points",
-    "FD": "Fréchet distance to the training split",
+    "SW2": ("sliced 2-Wasserstein distance", "held-out points"),
+    "FD": ("Fréchet distance", "the training split"),
 }
 
 
@@ -55,7 +57,8 @@ def top_data(store: Trainings) -> dict:
 
 
 def form_data(store: Trainings) -> dict:
-    recipe = store.recipe
+    recipe, given = store.recipe, store.given
+    own, unfit = given.data, {} if given.fit is None else given.fit.unfit
     groups: dict[str, list[dict]] = {}
     for knob in store.knobs:
         value = store.changes.get(knob.name, knob.value)
@@ -79,7 +82,7 @@ def form_data(store: Trainings) -> dict:
             {"name": slug, "title": _short(paper.title), "full": paper.title} for slug, paper in store.papers.items()
         ],
         "paper": store.paper_slug,
-        "recipes": choices.recipes(store.paper),
+        "recipes": [{"name": name, "why": unfit.get(name, "")} for name in _offered(store)],
         "recipe": store.recipe_name,
         "groups": [{"title": name, "knobs": knobs} for name, knobs in groups.items()],
         "changed": bool(store.changes),
@@ -87,8 +90,24 @@ def form_data(store: Trainings) -> dict:
         "about": recipe.notes,
         "data": _data_words(recipe.data),
         "needs": choices.preparations(recipe),
-        "blocked": _blocked(recipe.data),
+        "blocked": given.doing or given.unfit or _blocked(recipe.data),
+        "own": None if own is None else {"name": own.name, "words": list(own.words), "preview": own.preview},
+        "kept": kept_names(store.folder),
+        "roles": given.roles(),
+        "sides": list(SIDES),
+        "endings": ",".join(ENDINGS),
     }
+
+
+def _offered(store: Trainings) -> list[str]:
+    names = choices.recipes(store.paper)
+    return names if store.recipe_name in names else [store.recipe_name, *names]
+
+
+def arrived_data(store: Trainings) -> dict:
+    """How far a file of the user's has come: small, as it is sent for every part of it."""
+    given = store.given
+    return {**given.arrived, "doing": given.doing, "refused": given.refused}
 
 
 def _short(text: str) -> str:
@@ -117,11 +136,11 @@ def _data_words(name: str) -> str:
 def _known_words(name: str) -> str:
     data = load_dataset(name)
     shape = (
-        "points of the plane"
-        if data.shape == (2,)
+        ("points of the plane" if data.shape == (2,) else f"points of {data.shape[0]} coordinates")
+        if len(data.shape) == 1
         else " × ".join(map(str, data.shape[1:] or data.shape)) + (" images" if len(data.shape) == 3 else "")
     )
-    return f"{name}: " + (
+    return f"{Path(name).name}: " + (
         f"fresh {shape} in every batch" if data.draw is not None else f"{thousands(len(data))} {shape}"
     )
 
@@ -183,7 +202,7 @@ def stage_data(store: Trainings) -> dict:
         "palette": palette(),
         "empty": "" if panels or not store.cards else "Choose a run on the left.",
         "none": not store.cards,
-        "first": store.recipe_name,
+        "first": store.recipe_name + (f" on {store.given.data.name}" if store.given.data is not None else ""),
     }
 
 
@@ -262,8 +281,16 @@ def _hero(store: Trainings, card: Card) -> dict | None:
         "nfe": found.get("nfe"),
         "step": thousands(int(found.get("step", 0))),
         "note": e.note,
+        "against": found.get("against") if card.request.get("data") else "",
         "settled": math.isfinite(e.value) and e.n >= SETTLED_FROM * dim,
-        "title": next((words for key, words in QUALITY.items() if e.name.startswith(key)), e.name),
+        "title": next(
+            (
+                f"{what} to {found.get('against') or to}"
+                for key, (what, to) in QUALITY.items()
+                if e.name.startswith(key)
+            ),
+            e.name,
+        ),
     }
 
 
