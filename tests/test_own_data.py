@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from test_cli import document, refusal, run
 
-from explorer.data import Dataset, load_dataset
+from explorer.data import Batch, Dataset, load_dataset
 from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.models import bundled
 from explorer.models.base import Preconditioned
@@ -18,7 +19,7 @@ from explorer.nets import UNet
 from explorer.papers import paper
 from explorer.process import EDM, EDMPrecondition
 from explorer.reproduction.evaluate import evaluate
-from explorer.reproduction.own import by_models, chosen, fitting, on_data
+from explorer.reproduction.own import by_models, chosen, fitting, on_data, reads, scale_words
 from explorer.reproduction.recipe import Given
 from explorer.reproduction.run import method_of, override, publish, train_recipe
 from explorer.sampling import Heun, OdeSampler, TimeGrid
@@ -173,3 +174,87 @@ def test_a_setting_of_the_method_has_an_option(monkeypatch):
 def test_the_help_names_ones_own_data():
     text = run("train", "--help").stdout
     assert "my-pictures/" in text and "--with" in text
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Points of standard deviation 0.5 under the name "a", and the same ones times c under other names."""
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(3)) * 0.5
+    sets = {"a": Dataset("a", x)}
+    for name, c in (("b", 3.0), ("near", 1.04), ("tiny", 0.02)):
+        sets[name] = Dataset(name, c * x, sigma_data=c * 0.5)
+
+    def load(name, *rest):
+        return sets[name] if name in sets else load_dataset(name, *rest)
+
+    for module in ("own", "rehearsal", "run"):
+        monkeypatch.setattr(sys.modules[f"explorer.reproduction.{module}"], "load_dataset", load)
+    return sets
+
+
+class Renamed(torch.nn.Module):
+    """A network that is told of c sigma where it knew sigma: c_noise = ln(sigma) / 4 is only the level's name."""
+
+    def __init__(self, net, c):
+        super().__init__()
+        self.net, self.shape, self.c = net, (2,), c
+
+    def forward(self, x, c_noise, labels=None):
+        return self.net(x, c_noise - np.log(self.c) / 4, labels)
+
+
+def test_data_times_c_are_the_same_problem_to_train(scaled):
+    edm = paper("edm")
+    plain, moved = on_data(edm.recipe("toy"), "a"), on_data(edm.recipe("toy"), "b")
+    assert plain.settings["p_mean"] == -1.2 and moved.settings["p_mean"] == pytest.approx(-1.2 + np.log(3), abs=5e-5)
+    here, there = (method_of(r, scaled[r.data], {}, 0) for r in (plain, moved))
+    g = torch.Generator().manual_seed(0)
+    for p in here.nets["net"].parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=g)  # a network that has begun to learn; untrained ones give 0
+    there.nets["net"] = Renamed(here.nets["net"], 3.0)
+    x = scaled["a"].x
+
+    def losses(method, x):
+        with torch.no_grad():
+            return method.loss(Batch(x), torch.Generator().manual_seed(1))
+
+    (loss, sigma), (other, farther) = losses(here, x), losses(there, 3 * x)
+    # P_mean has four decimals, so sigma is 3 times the other to 5e-5, and the loss follows to a few times that.
+    torch.testing.assert_close(farther, 3 * sigma, rtol=1e-4, atol=0)
+    torch.testing.assert_close(other, loss, rtol=2e-3, atol=1e-5)
+    there.times = here.times  # the paper's P_mean on data three times as large: another problem
+    assert (losses(there, 3 * x)[0] / loss).log().abs().median() > 0.05
+
+
+def test_levels_move_only_as_far_as_the_data_ask(scaled):
+    edm = paper("edm")
+    near = on_data(edm.recipe("toy"), "near")
+    assert near.settings["p_mean"] == -1.2 and scale_words(edm.recipe("toy"), near) == ""
+    b, tiny = (on_data(edm.recipe("toy"), name) for name in ("b", "tiny"))
+    assert b.sampler == edm.recipe("toy").sampler  # 0.002 to 80 cover it
+    times, before = (np.array(r.sampler.grid.times) for r in (tiny, b))
+    np.testing.assert_allclose(times, 0.02 * before, rtol=1e-12)  # 0.002 is a fifth of its standard deviation
+    words = scale_words(edm.recipe("toy"), tiny)
+    assert "P_mean -5.112 in place of -1.2" in words and "sampler's levels" in words and "settings.p_mean=-1.2" in words
+    assert scale_words(edm.recipe("toy"), replace(tiny, settings={**tiny.settings, "p_mean": -1.0})) == ""
+    again = on_data(on_data(edm.recipe("toy"), "b"), "a")
+    assert again.settings["p_mean"] == pytest.approx(-1.2, abs=1e-4)  # there and back
+    first = on_data(paper("rectified_flow").recipe("toy-2rf"), "b")  # no P_mean: nothing to move
+    assert "p_mean" not in first.settings
+
+
+def test_only_a_p_mean_that_the_method_reads_is_moved():
+    assert reads(paper("edm").recipe("digits"), "p_mean") and reads(paper("scm").recipe("digits"), "p_mean")
+    assert not reads(paper("scm").recipe("cifar10"), "p_mean")  # built into its method: the setting only states it
+    assert not reads(paper("ict").recipe("toy"), "p_mean") and not reads(paper("edm").recipe("cifar10"), "p_mean")
+
+
+def test_the_command_line_says_that_the_levels_moved(own, monkeypatch):
+    asked = []
+    monkeypatch.setattr("explorer.cli.jobs.rehearse", lambda slug, recipe, *rest: asked.append(recipe))
+    grey = ("train", "edm", "--data", own[0] / "grey.npz", "--dry-run")
+    said = run(*grey)
+    sigma = load_dataset(str(own[0] / "grey.npz")).sigma_data
+    mean = -0.8 + np.log(sigma / 0.75)
+    assert asked[0].settings["p_mean"] == pytest.approx(mean, abs=5e-5) and f"P_mean {mean:.4g}" in said.stderr
+    assert "P_mean" not in run(*grey, "--set", "settings.p_mean=-0.8").stderr and asked[1].settings["p_mean"] == -0.8

@@ -234,6 +234,13 @@ def test_pictures_of_one_colour_channel_take_the_recipe_of_digits(page, tmp_path
     upload(page, "p.zip", file.read_bytes(), part=4000)
     form = page.lab.form.data
     assert form["own"]["preview"]["png"].startswith("data:image/png;base64,") and form["recipe"] == "digits"
+    (mean,) = (k["value"] for g in form["groups"] for k in g["knobs"] if k["name"] == "set.p_mean")
+    sigma = load_dataset(page.store.given.data.path).sigma_data
+    assert mean == pytest.approx(-0.8 + np.log(sigma / 0.75), abs=5e-5) and f"P_mean {mean:.4g}" in form["scaled"]
+    page.send("set", knob="set.p_mean", value="-0.8")
+    assert not page.lab.form.data["scaled"] and page.store.recipe.settings["p_mean"] == -0.8
+    page.send("reset", knob="set.p_mean")
+    assert page.store.recipe.settings["p_mean"] == mean
     assert "40 pictures of 8 × 8, grey" in " ".join(form["own"]["words"])
     page.send("path", path=str(file), side="16")
     page.until(lambda: not page.lab.form.arrived["doing"])

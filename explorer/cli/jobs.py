@@ -106,7 +106,7 @@ def train(
     from explorer.apps.training.process import on_record
     from explorer.data import load_dataset
     from explorer.papers import paper as find
-    from explorer.reproduction.own import chosen, located
+    from explorer.reproduction.own import chosen, located, scale_words
     from explorer.reproduction.rehearsal import ELSEWHERE, missing
     from explorer.reproduction.run import method_of, publish, train_recipe
     from explorer.training import distributed
@@ -130,6 +130,8 @@ def train(
         method_of(
             recipe, load_dataset(other), {}, recipe.plan.seed
         )  # what does not fit is said before a folder is made
+    if other and (moved := scale_words(find(paper).recipe(name), recipe)):
+        note(moved)
     out, where = out or Path("runs") / f"{paper}-{recipe.name if other else name}", device_named(device)
     if dry_run:
         rehearse(paper, recipe, where, as_json)

@@ -1,8 +1,18 @@
-"""A paper's recipe on other data than the paper's: which recipe fits, and what changes with the data."""
+"""A paper's recipe on other data than the paper's: which recipe fits, and what changes with the data.
+
+Written sd, sd': standard deviation of the recipe's data and of the others, c = sd' / sd. If x' = c x in law and sigma' = c sigma, then
+    D'(c x; c sigma) = c D(x; sigma),   c_in' c x = c_in x,   lambda' = lambda / c^2,   lambda' |D' - x0'|^2 = lambda |D - x0|^2,
+so that EDM's problem on the others is the same one, shifted by ln c in ln sigma, if ln sigma' has the law of ln sigma + ln c:
+    P_mean' = P_mean + ln(sd' / sd),   P_std' = P_std,   sigma_i' = c sigma_i of the sampler's grid.
+Karras et al. 2022 (arXiv 2206.00364), Sec. 5 and Table 1; Appendix B.6 derives preconditioning and weight, in which sigma appears by
+sigma / sd only, but for c_noise = ln(sigma) / 4, a name for the level that the network learns.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +22,25 @@ from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.models import bundled
 from explorer.reproduction.needs import Checkpoint, Exact
 from explorer.reproduction.recipe import Bundled, Given, Need, Paper, Recipe, Trained
-from explorer.reproduction.rehearsal import shape_of
+from explorer.reproduction.rehearsal import SHAPES, shape_of
 from explorer.reproduction.run import method_of
+from explorer.sampling import OdeSampler, Sampler
+
+SAME_SCALE = 0.05
+"""|ln(sd' / sd)| up to which nothing moves: papers give P_mean to one decimal."""
+
+COVERED = 32.0
+"""The sampler's levels cover data from sd / 32 to 32 sd: a thousandth of the variance is left unresolved at either end."""
+
+PUBLISHED_SIGMA = 0.5  # Karras et al. 2022 take it for every set of images, and so do those who followed
 
 
 def on_data(recipe: Recipe, name: str, models: Mapping[str, str] | None = None) -> Recipe:
     """The recipe on another data set; what must be trained or made before it is then trained on or made of these data, too.
 
-    Its numbers stay those of the paper's data. The model's name says the data: "toy-8gaussians-2rf" on ring.csv is "toy-ring-2rf".
+    Its numbers stay those of the paper's data, but for the levels of noise, which move with the scale of the data (see above) where the
+    recipe's method reads a setting `p_mean`; `scale_words` says so. The model's name says the data: "toy-8gaussians-2rf" on ring.csv is
+    "toy-ring-2rf".
 
     Args:
         name: of a data set, or the path of the user's own, see `explorer.data.load_dataset`.
@@ -39,7 +60,40 @@ def on_data(recipe: Recipe, name: str, models: Mapping[str, str] | None = None) 
             "made for it."
         )
     needs = {role: _moved(recipe, role, need, name) for role, need in recipe.needs.items()}
+    recipe = _scaled(recipe, data.sigma_data)
     return dataclasses.replace(recipe, data=name, needs=needs, name=_renamed(recipe, name))
+
+
+def scale_words(plain: Recipe, moved: Recipe) -> str:
+    """What `on_data` has changed for the scale of the data, in one line; empty where nothing was, or where the user has set it anew.
+
+    Args:
+        plain: the recipe as its paper gives it.
+    """
+    if plain.data == moved.data or "p_mean" not in plain.settings:
+        return ""
+    was, now = sigma_of(plain), load_dataset(moved.data).sigma_data
+    old, new = plain.settings["p_mean"], moved.settings["p_mean"]
+    if old == new or new != _moved_mean(old, was, now):
+        return ""
+    grid = ", and so do the sampler's levels" if moved.sampler != plain.sampler else ""
+    return (
+        f"P_mean {new:.4g} in place of {old:.4g}, as sigma_data is {now:.3g} in place of {was:.3g}{grid}; "
+        f"--set settings.p_mean={old:g} keeps the recipe's."
+    )
+
+
+def sigma_of(recipe: Recipe) -> float:
+    """The standard deviation for which a recipe's levels of noise were chosen: that of its data."""
+    return PUBLISHED_SIGMA if recipe.data in SHAPES else load_dataset(recipe.data).sigma_data
+
+
+def reads(recipe: Recipe, setting: str) -> bool:
+    """Whether the recipe's method takes this number from the very mapping that the recipe states as its settings."""
+    if not isinstance(recipe.settings, dict) or setting not in recipe.settings:
+        return False
+    cells = inspect.getclosurevars(recipe.method).nonlocals if inspect.isfunction(recipe.method) else {}
+    return setting not in cells and any(value is recipe.settings for value in cells.values())
 
 
 def by_models(recipe: Recipe, models: Mapping[str, str]) -> Recipe:
@@ -134,6 +188,38 @@ def _fits(recipe: Recipe, data: Dataset, name: str, models: Mapping[str, str] | 
         return True
     except ExplorerError:
         return False
+
+
+def _scaled(recipe: Recipe, sigma: float) -> Recipe:
+    """The recipe with its levels of noise moved to data of this standard deviation.
+
+    Its settings are changed in place, as that is where its method reads them.
+    """
+    was = sigma_of(recipe)
+    if not reads(recipe, "p_mean") or abs(math.log(sigma / was)) <= SAME_SCALE:
+        return recipe
+    recipe.settings["p_mean"] = _moved_mean(recipe.settings["p_mean"], was, sigma)
+    sampler = None if recipe.sampler is None else _covering(recipe.sampler, was, sigma)
+    return dataclasses.replace(recipe, sampler=sampler, more=tuple(_covering(s, was, sigma) for s in recipe.more))
+
+
+def _moved_mean(p_mean: float, was: float, now: float) -> float:
+    return round(p_mean + math.log(now / was), 4)
+
+
+def _covering(sampler: Sampler, was: float, now: float) -> Sampler:
+    """The sampler with every level times now / was, if its own cover data of the one standard deviation and not of the other."""
+    if not isinstance(sampler, OdeSampler) or sampler.grid.coordinate != "sigma":
+        return sampler
+    levels = [t for t in sampler.grid.times if t > 0]
+
+    def cover(sd: float) -> bool:
+        return min(levels) <= sd / COVERED and max(levels) >= sd * COVERED
+
+    if cover(now) or not cover(was):
+        return sampler
+    grid = dataclasses.replace(sampler.grid, times=tuple(t * now / was for t in sampler.grid.times))
+    return dataclasses.replace(sampler, grid=grid)
 
 
 def _moved(recipe: Recipe, role: str, need: Need, name: str) -> Need:

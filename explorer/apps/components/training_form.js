@@ -73,7 +73,7 @@ export function render({ model, el }) {
     papers.value = d.paper; recipes.value = d.recipe;
     start.disabled = Boolean(d.blocked);
     blocked.hidden = !d.blocked; blocked.textContent = d.blocked;
-    about.replaceChildren(...[!d.own && d.data, d.cost && `${d.cost} as it stands`, d.about, ...d.needs.map((n) => `first makes ${n}`)].filter(Boolean).flatMap((text, i) => (i ? [h("br"), text] : [text])));
+    about.replaceChildren(...[!d.own && d.data, d.cost && `${d.cost} as it stands`, d.about, d.scaled, ...d.needs.map((n) => `first makes ${n}`)].filter(Boolean).flatMap((text, i) => (i ? [h("br"), text] : [text])));
     for (const g of d.groups) for (const k of g.knobs) rows.get(k.name)?.(k);
     reset.hidden = !d.changed;
     given.draw(d);

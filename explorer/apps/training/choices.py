@@ -15,7 +15,7 @@ from explorer import papers
 from explorer.data import TOYS, load_dataset
 from explorer.errors import BadValue, UnknownName
 from explorer.reproduction.needs import Checkpoint, Exact
-from explorer.reproduction.own import by_models, on_data
+from explorer.reproduction.own import by_models, on_data, reads
 from explorer.reproduction.recipe import Bundled, Paper, Recipe, Trained
 from explorer.reproduction.rehearsal import shape_of
 from explorer.reproduction.run import override
@@ -173,11 +173,11 @@ def knobs(recipe: Recipe) -> list[Knob]:
                 open=True,
             )
         )
-    reason = "" if _turns(recipe) else "The method of this recipe does not read its settings from the recipe."
     for name, value in recipe.settings.items():
         kind = next((k for t, k in ((bool, "flag"), (int, "integer"), (float, "float")) if isinstance(value, t)), "")
         if not kind:
             continue
+        reason = "" if reads(recipe, name) else "The method of this recipe does not read this setting from the recipe."
         where = f"A number of the method itself; the recipe says {value}."
         own.append(Knob(SETTING + name, name.replace("_", " "), kind, value, where, group="Method", reason=reason))
     return own
@@ -277,14 +277,6 @@ def command(
 
 def _ema(recipe: Recipe) -> EmaPlan | None:
     return next((ema for ema in recipe.plan.emas if ema.name == recipe.ema), None)
-
-
-def _turns(recipe: Recipe) -> bool:
-    """Whether the recipe's method reads the very mapping that the recipe states as its settings."""
-    if not isinstance(recipe.settings, dict):
-        return False
-    cells = inspect.getclosurevars(recipe.method).nonlocals if inspect.isfunction(recipe.method) else {}
-    return any(value is recipe.settings for value in cells.values())
 
 
 @lru_cache(maxsize=8)

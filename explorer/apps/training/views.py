@@ -19,6 +19,7 @@ from explorer.apps.views import SETTLED_FROM, clock, parts, thousands
 from explorer.data import load_dataset
 from explorer.errors import ExplorerError
 from explorer.metrics.base import Estimate
+from explorer.reproduction.own import scale_words
 
 MOST_COLUMNS = 240
 LETTERS = "AB"
@@ -88,6 +89,9 @@ def form_data(store: Trainings) -> dict:
         "changed": bool(store.changes),
         "cost": recipe.cost,
         "about": recipe.notes,
+        "scaled": ""
+        if own is None
+        else scale_words(store.bare_recipe, recipe).replace("--set settings.p_mean=", "p mean = "),
         "data": _data_words(recipe.data),
         "needs": choices.preparations(recipe),
         "blocked": given.doing or given.unfit or _blocked(recipe.data),
