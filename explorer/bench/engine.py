@@ -14,18 +14,18 @@ from explorer.models.bundled import load
 from explorer.process.couplings import ExactOT
 from explorer.process.paths import Linear
 from explorer.sampling import AdaptiveSampler, Euler, Heun, OdeSampler, Seeds, TimeGrid
-from explorer.trajectory import dataset
+from explorer.trajectory import measures
 from explorer.trajectory.record import record
 from explorer.trajectory.running import RunningGeometry
 
 DIAGNOSTICS: tuple[Callable, ...] = (
-    dataset.straightness,
-    dataset.nfss,
-    dataset.arc_chord,
-    dataset.curvature,
-    dataset.turning_angle,
-    dataset.step_length,
-    dataset.coupling_cost,
+    measures.straightness,
+    measures.nfss,
+    measures.arc_chord,
+    measures.curvature,
+    measures.turning_angle,
+    measures.step_length,
+    measures.coupling_cost,
 )
 
 

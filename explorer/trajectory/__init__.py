@@ -18,26 +18,15 @@ from explorer.trajectory.coupling import (
     run_from,
 )
 from explorer.trajectory.dataset import (
-    angle_proxy,
-    arc_chord,
-    conflict,
-    coupling_cost,
-    crossings,
-    curvature,
     data_of,
     denoised,
     mean_and_error,
     merged,
     moved,
-    nfss,
     noise_of,
     path_of,
     pieces,
-    sampling_discrepancy,
-    step_length,
-    straightness,
     trajectory,
-    turning_angle,
     validate,
 )
 from explorer.trajectory.events import decisions, nearest, pixel_events
@@ -55,6 +44,19 @@ from explorer.trajectory.inversion import (
 from explorer.trajectory.likelihood import dequantise, likelihood_by_steps, log_likelihood, tightened
 from explorer.trajectory.local_error import flow_curvature, local_error
 from explorer.trajectory.maps import compare_maps, disagreement, lasso, map_verdict, microscope
+from explorer.trajectory.measures import (
+    angle_proxy,
+    arc_chord,
+    conflict,
+    coupling_cost,
+    crossings,
+    curvature,
+    nfss,
+    sampling_discrepancy,
+    step_length,
+    straightness,
+    turning_angle,
+)
 from explorer.trajectory.record import Recorder, bytes_needed, record
 from explorer.trajectory.running import RunningBudget, RunningGeometry
 from explorer.trajectory.schedules import Schedule, Search, ays, end_errors, end_verdicts, equidistribute, gits

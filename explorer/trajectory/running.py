@@ -64,7 +64,7 @@ class Moments:
 
 
 class RunningGeometry:
-    """Observer that accumulates the geometry of `dataset.py` over any number of samples, on their device.
+    """Observer that accumulates the geometry of `measures.py` over any number of samples, on their device.
 
     Equal to the numbers from stored trajectories (to rounding), with a mean and standard error over samples. It keeps
     six states per sample of the batch in flight and nothing of finished ones, so 50 000 images cost no memory.

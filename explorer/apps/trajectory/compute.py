@@ -29,8 +29,7 @@ from explorer.live import data_of as data_name
 from explorer.models.base import Cond, Denoiser, FlowMap, Model
 from explorer.process.paths import Linear
 from explorer.sampling import Sampler, Seeds, device_of
-from explorer.trajectory import dataset as labelled
-from explorer.trajectory import point_density, record
+from explorer.trajectory import measures, moved, point_density, record
 from explorer.trajectory.attribution import attribution, attribution_cost
 from explorer.trajectory.coupling import budget as cost_budget
 from explorer.trajectory.maps import microscope
@@ -121,7 +120,7 @@ class Plane:
             return np.ascontiguousarray(x.swapaxes(0, 1), dtype=np.float32)
         flat = x.reshape(*x.shape[:2], -1).swapaxes(0, 1)
         moved = flat - (1 - line.t.values)[:, None, None] * self.centre
-        return np.ascontiguousarray(moved @ self.axes, dtype=np.float32)
+        return np.ascontiguousarray(turned @ self.axes, dtype=np.float32)
 
 
 def kind_of(shape: tuple[int, ...]) -> str:
@@ -227,15 +226,15 @@ def _field(model: Model, sigma: float, extent: float, scale: float, label: int |
 
 
 CURVES = {
-    "velocity_gap": partial(labelled.straightness, by="step"),
-    "curvature": partial(labelled.curvature, by="step"),
-    "turning_angle": partial(labelled.turning_angle, by="step"),
+    "velocity_gap": partial(measures.straightness, by="step"),
+    "curvature": partial(measures.curvature, by="step"),
+    "turning_angle": partial(measures.turning_angle, by="step"),
 }
 TOTALS = {
-    "straightness": labelled.straightness,
-    "arc_chord": labelled.arc_chord,
-    "total_turning": labelled.turning_angle,
-    "coupling_cost": labelled.coupling_cost,
+    "straightness": measures.straightness,
+    "arc_chord": measures.arc_chord,
+    "total_turning": measures.turning_angle,
+    "coupling_cost": measures.coupling_cost,
 }
 
 
@@ -248,7 +247,7 @@ class Curves:
 
 
 def curves(ds: xr.Dataset) -> Curves:
-    line, totals = labelled.moved(ds.drop_vars(["slope", "x0_hat"], errors="ignore"), Linear()), {}
+    line, totals = moved(ds.drop_vars(["slope", "x0_hat"], errors="ignore"), Linear()), {}
     for name, make in TOTALS.items():
         values = make(line).values
         values = values[np.isfinite(values)]
@@ -418,4 +417,4 @@ def sight(runs: dict[str, xr.Dataset], ids: np.ndarray, model: str) -> Sight:
 
 def on_plane(ds: xr.Dataset, plane: Plane) -> np.ndarray:
     """Positions of all particles at every time on the linear path, as seen on the plane: (T, S, 2) float32."""
-    return plane.of(labelled.moved(ds, Linear()))
+    return plane.of(moved(ds, Linear()))
