@@ -119,7 +119,7 @@ class Plane:
         if self.axes is None:
             return np.ascontiguousarray(x.swapaxes(0, 1), dtype=np.float32)
         flat = x.reshape(*x.shape[:2], -1).swapaxes(0, 1)
-        moved = flat - (1 - line.t.values)[:, None, None] * self.centre
+        turned = flat - (1 - line.t.values)[:, None, None] * self.centre
         return np.ascontiguousarray(turned @ self.axes, dtype=np.float32)
 
 
