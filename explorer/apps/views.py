@@ -15,6 +15,7 @@ from explorer.apps import catalogue, choices
 from explorer.apps.results import Film, Plane, Result
 from explorer.apps.session import Session
 from explorer.apps.settings import N_CHOICES, Setting
+from explorer.apps.tuning.kept import offered
 from explorer.knobs import GROUPS
 from explorer.metrics.base import Estimate, plus_minus
 from explorer.sampling import sigmas_of
@@ -148,7 +149,8 @@ def knobs_data(session: Session) -> dict:
         gists["Skip-tuning"] = "own bank"
     if knobs.layers:
         gists["Layers"] = "some left out"
-    return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}
+    tuned = offered(model, knobs)
+    return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists, "kept": tuned}
 
 
 def texts(session: Session) -> dict:

@@ -11,7 +11,7 @@ from explorer.cli.options import Json, starting
 from explorer.cli.output import emit, first_line, measured, table
 from explorer.errors import UnknownName
 
-LISTED = ("models", "data", "solvers", "grids", "metrics", "protocols", "papers")
+LISTED = ("models", "data", "samplers", "solvers", "grids", "metrics", "protocols", "papers")
 
 
 def list_(
@@ -20,7 +20,7 @@ def list_(
     ],
     as_json: Json = False,
 ) -> None:
-    """List what there is: models, data, solvers, grids, metrics, protocols or papers.
+    """List what there is: models, data, samplers that a search has kept, solvers, grids, metrics, protocols or papers.
 
     Examples:
       explorer list models
@@ -65,6 +65,19 @@ def rows_of_data() -> list[dict]:
                 "classes": data.n_classes,
                 "sigma": round(data.sigma_data, 4),
             }
+        )
+    return rows
+
+
+def rows_of_samplers() -> list[dict]:
+    from explorer.apps.tuning.kept import kept
+    from explorer.reproduction.evaluate import row as row_of
+
+    rows = []
+    for one in kept():
+        score, gain = measured(row_of(one.score)), "yes" if one.tuned.gained else "no"
+        rows.append(
+            {"name": one.name, "model": one.model, "nfe": one.nfe, "measured": score, "better than its start": gain}
         )
     return rows
 

@@ -51,6 +51,8 @@ def with_knobs(name: str, function: Callable):
         for name in ("skip_bank", "nodes"):
             if name in given:
                 given[name] = numbers(name, given[name])
+        if "own" in given:
+            given["own"] = own_sampler(given["own"])
         function(**values, given=given)
 
     command.__doc__ = function.__doc__
@@ -78,7 +80,8 @@ def knob_parameters() -> Iterator[inspect.Parameter]:
         elif isinstance(knob, param.List):
             say = "Numbers separated by commas."
         elif isinstance(knob, param.String):
-            complete = denoisers if name == "guide" else None
+            complete = {"guide": denoisers, "own": kept_samplers}.get(name)
+            say = "Or the name of a kept one: explorer list samplers." if name == "own" else ""
         else:
             kind = int if isinstance(knob, param.Integer) else float
             low, high = knob.bounds
@@ -105,6 +108,20 @@ def denoisers(incomplete: str) -> list[str]:
     from explorer.models.bundled import names
 
     return [name for name in names("denoiser") if name.startswith(incomplete)]
+
+
+def kept_samplers(incomplete: str) -> list[str]:
+    """Shell completion with the names of samplers that a search has kept."""
+    from explorer.apps.tuning.kept import kept
+
+    return [one.name for one in kept() if one.name.startswith(incomplete)]
+
+
+def own_sampler(text: str) -> str:
+    """JSON of a sampler, from JSON or from the name of a kept one."""
+    from explorer.apps.tuning.kept import sampler_json
+
+    return text if not text.strip() or text.lstrip().startswith(("{", "[", '"')) else sampler_json(text.strip())
 
 
 def starting(choices: Iterable[str]) -> Callable:

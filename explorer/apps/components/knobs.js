@@ -212,6 +212,25 @@ export function render({ model, el }) {
     return line;
   }
 
+  /** Samplers that a search has kept: one turns all knobs at once. Those of other models are there, with the reason. */
+  function keptRow() {
+    const pick = h("select", { id: "knob-kept", class: "wide", "data-part": "kept-sampler", onchange: () => { if (pick.value) send({ type: "kept", name: pick.value }); } });
+    const line = h("div", { class: "knob", "data-row": "kept" },
+      h("label", { for: "knob-kept", title: "A sampler that was kept on the Tuning page: all that it says is taken over" }, h("span", { class: "dot" }), "tuned"), pick);
+    let said = "";
+    rows.set("kept", (found) => {
+      line.hidden = !found.length;
+      const key = JSON.stringify(found.map((k) => [k.name, k.title, k.reason]));
+      if (key !== said) {
+        said = key;
+        pick.replaceChildren(h("option", { value: "" }, "choose a kept one"),
+          ...found.map((k) => h("option", { value: k.name, disabled: Boolean(k.reason), title: k.reason || k.title }, k.reason ? `${k.title} – ${k.reason}` : k.title)));
+      }
+      pick.value = found.find((k) => k.chosen)?.name ?? "";
+    });
+    return line;
+  }
+
   function bank(c) {
     const high = c.high, held = { values: null };
     const cells = c.names.map((name, i) => {
@@ -273,11 +292,12 @@ export function render({ model, el }) {
         if (members.every((c) => c.kind === "bank" && !c.names.length)) return h("span");
         const details = h("details", { class: "group", "data-group": group, open: openGroups.has(group), ontoggle: () => { openGroups[details.open ? "add" : "delete"](group); } },
           h("summary", {}, group, h("span", { class: "dot" }), h("span", { class: "gist" })),
-          h("div", { class: "rows" }, members.map((c) => (c.kind === "bank" ? (c.names.length ? bank(c) : "") : row(c)))));
+          h("div", { class: "rows" }, members.flatMap((c) => (c.kind === "bank" ? (c.names.length ? bank(c) : "") : c.name === "own" ? [keptRow(), row(c)] : row(c)))));
         return details;
       }));
     }
     for (const c of d.controls) rows.get(c.name)?.(c);
+    rows.get("kept")?.(d.kept || []);
     for (const details of body.querySelectorAll("details")) {
       const members = d.controls.filter((c) => c.group === details.dataset.group);
       details.classList.toggle("differs", members.some((c) => c.differs));

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from explorer.apps import components, views
 from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.session import Session
+from explorer.apps.tuning import kept
 
 
 class SamplerLab(Lab):
@@ -42,6 +43,7 @@ class SamplerLab(Lab):
         verbs: dict[str, Verb] = {
             "open": lambda m: session.run() if embedded else session.open(str(m["link"])),
             "set": lambda m: session.set(**{str(m["knob"]): m["value"]}),
+            "kept": lambda m: session.set(**kept.values(str(m["name"]), session.model, session.knobs)),
             "preview": lambda m: session.preview(**{str(m["knob"]): m["value"]}),
             "reset": lambda m: session.reset(m.get("knob")),
             "model": lambda m: session.choose_model(str(m["name"])),

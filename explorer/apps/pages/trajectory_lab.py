@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from explorer.apps import catalogue
 from explorer.apps.components import trajectory as panes
 from explorer.apps.pages.base import Lab, Verb
 from explorer.apps.trajectory import views
 from explorer.apps.trajectory.state import Trajectories
+from explorer.apps.tuning import kept
 
 
 class TrajectoryLab(Lab):
@@ -53,6 +55,7 @@ class TrajectoryLab(Lab):
             "duplicate": lambda m: store.duplicate(int(m["slot"])),
             "remove": lambda m: store.remove(int(m["slot"])),
             "set": lambda m: store.set(self._slot(m), **{str(m["knob"]): m["value"]}),
+            "kept": lambda m: self._take_kept(self._slot(m), str(m["name"])),
             "drag": lambda m: store.drag(self._slot(m), **{str(m["knob"]): m["value"]}),
             "preview": lambda m: store.drag(self._slot(m), **{str(m["knob"]): m["value"]}),
             "reset": lambda m: store.reset(self._slot(m), m.get("knob")),
@@ -72,6 +75,10 @@ class TrajectoryLab(Lab):
             "export": lambda m: store.export(str(m["what"]), str(m["form"]), str(m.get("theme", "light"))),
         }
         self.follow(store, verbs)
+
+    def _take_kept(self, slot: int, name: str) -> None:
+        track = self.store.track(slot)
+        self.store.set(slot, **kept.values(name, catalogue.model(track.model), track.knobs))
 
     def _slot(self, message: dict) -> int:
         """The sampler a message is about; the knobs pane speaks of the one that is open."""

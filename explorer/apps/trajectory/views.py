@@ -15,6 +15,7 @@ from explorer.apps.trajectory import compute
 from explorer.apps.trajectory.compute import HELD, Scene
 from explorer.apps.trajectory.state import MOST, N_CHOICES, Trajectories
 from explorer.apps.trajectory.tracks import Download, Run, Track
+from explorer.apps.tuning.kept import offered
 from explorer.apps.worker import Failure
 from explorer.data import load_dataset
 from explorer.knobs import GROUPS, SamplerKnobs
@@ -472,7 +473,8 @@ def knobs_data(store: Trajectories) -> dict:
                 if m in active and not by_name[m]["reason"] and by_name[m]["kind"] not in ("bank", "nodes")
             ]
             gists[group] = " · ".join(_gist(by_name[m]) for m in used)
-    return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists}
+    tuned = offered(model, knobs, falling=True)
+    return {"groups": list(GROUPS), "controls": controls, "open": list(OPEN_GROUPS), "gists": gists, "kept": tuned}
 
 
 def _gist(control: dict) -> str:
