@@ -14,12 +14,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import nbformat
 import numpy as np
 import pytest
+import warmkernels
 from PIL import Image
+
+if TYPE_CHECKING:
+    import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -28,9 +32,14 @@ LOCAL = (None, "", "localhost", "127.0.0.1", "::1")
 SIZES = re.compile(r"sizes(?:/(\d+))?")
 WIDGETS = "application/vnd.jupyter.widget-view+json"
 
-spec = importlib.util.spec_from_file_location("notebooks_tool", ROOT / "notebooks/run.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+
+@functools.cache
+def tool():
+    """notebooks/run.py, with the nbformat that it imports for seconds: all workers collect this file, one of them runs it."""
+    spec = importlib.util.spec_from_file_location("notebooks_tool", ROOT / "notebooks/run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def name(path: Path) -> str:
@@ -38,7 +47,13 @@ def name(path: Path) -> str:
 
 
 def read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
+    return tool().nbformat.read(path, as_version=4)
+
+
+def tagged(path: Path) -> bool:
+    """Whether it has a cell that the default suite shrinks."""
+    tags = [tag for cell in json.loads(path.read_text())["cells"] for tag in cell["metadata"].get("tags", ())]
+    return any(map(SIZES.fullmatch, tags))
 
 
 def code_cells(notebook, tag: str | None = None) -> list:
@@ -66,17 +81,22 @@ def sizes(notebook) -> list[tuple[nbformat.NotebookNode, int]]:
 
 
 SHORTER = """
-import dataclasses
+from dataclasses import replace
 
-from explorer.reproduction import Bench
-
-
-def shorter(bench, recipe, whole=Bench.model):
-    n_steps = recipe.plan.n_steps // (1 if recipe.plan.snapshot_steps else 10)  # snapshots are asked for by their steps
-    return whole(bench, dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, n_steps=n_steps)))
+from explorer.reproduction import Bench, run
 
 
-Bench.model = shorter
+def shorter(recipe, *args, whole=run.train_recipe, **others):
+    plan = recipe.plan
+    plan = replace(plan, n_steps=plan.n_steps // 10, snapshot_steps=-(-plan.snapshot_steps // 10))
+    return whole(replace(recipe, plan=plan), *args, **others)
+
+
+def elsewhere(bench, name, about, whole=Bench.place):
+    return whole(bench, name, {**about, "steps": "a tenth"})  # never where a run of all steps would be looked for
+
+
+run.train_recipe, Bench.place = shorter, elsewhere
 """
 
 
@@ -85,25 +105,28 @@ def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell, by in sizes(notebook):
         cell.source = re.sub(r"\b\d+\b", lambda n, by=by: str(max(min(4, int(n[0])), int(n[0]) // by)), cell.source)
     if any("Bench" in cell.source for cell in code_cells(notebook)):
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORTER))
+        notebook.cells.insert(0, tool().nbformat.v4.new_code_cell(SHORTER))
     return notebook
 
 
 @functools.cache
 def run(path: Path) -> nbformat.NotebookNode:
-    return tool.execute(shrunk(read(path)))
+    return tool().execute(shrunk(read(path)))
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=name)
 def executed(request):
-    return run(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        if tagged(request.param):  # as those run in a kernel of their own below
+            warmkernels.prepare(patch)
+        return run(request.param)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if sizes(read(p))], ids=name)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if tagged(p)], ids=name)
 def test_it_runs_in_full_too(path):
-    check_figures(tool.execute(read(path), timeout=600))
+    check_figures(tool().execute(read(path), timeout=600))
 
 
 def test_there_is_a_quickstart_with_widgets_a_page_and_a_verdict():
@@ -160,7 +183,9 @@ def test_every_figure_is_followed_by_what_to_see(path):
 def test_what_is_committed_is_its_figures_and_nothing_of_the_machine(path):
     notebook, text = read(path), path.read_text()
     assert path.stat().st_size < 1.5e6
-    assert nbformat.writes(tool.tidy(read(path))) == nbformat.writes(notebook), "run python notebooks/run.py"
+    assert tool().nbformat.writes(tool().tidy(read(path))) == tool().nbformat.writes(notebook), (
+        "run python notebooks/run.py"
+    )
     check_figures(notebook)
     for forbidden in ("/home/", "/root", "/tmp/", "/Users/", "iopub", "widget-state", "Traceback"):
         assert forbidden not in text, forbidden
@@ -168,7 +193,7 @@ def test_what_is_committed_is_its_figures_and_nothing_of_the_machine(path):
 
 
 def test_tidy_drops_scripts_and_widget_state_but_keeps_pictures_and_text():
-    out = nbformat.v4.new_output
+    out = tool().nbformat.v4.new_output
     outputs = [
         out("display_data", {"application/javascript": "x", "text/plain": "<js>"}),
         out("execute_result", {WIDGETS: {}, "image/png": "AAAA", "text/plain": "Controls()"}),
@@ -177,10 +202,10 @@ def test_tidy_drops_scripts_and_widget_state_but_keeps_pictures_and_text():
         out("stream", name="stdout", text="said"),
         out("stream", name="stderr", text="warned"),
     ]
-    cell = nbformat.v4.new_code_cell(
+    cell = tool().nbformat.v4.new_code_cell(
         "x", outputs=outputs, metadata={"execution": {"iopub.status.idle": "now"}, "tags": ["figure"]}
     )
-    kept = tool.tidy(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})).cells[0]
+    kept = tool().tidy(tool().nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})).cells[0]
     assert [o.get("text") or dict(o.data) for o in kept.outputs] == [
         {"image/png": "AAAA", "text/plain": "Controls()"}, {"text/plain": "3"}, "said",
     ]  # fmt: skip
@@ -197,7 +222,7 @@ def lab(tmp_path):
         notebook = read(path)
         for cell in code_cells(notebook):
             cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, tmp_path / path.name)
+        tool().nbformat.write(notebook, tmp_path / path.name)
     own = {f"JUPYTER_{kind}_DIR": str(tmp_path / f".{kind.lower()}") for kind in ("CONFIG", "DATA", "RUNTIME")}
     for extension, setting in {
         "notebook-extension/tracker": {"windowingMode": "none"},  # else only cells in view exist
