@@ -11,16 +11,16 @@ from scipy.stats import norm
 
 from explorer.data import PROJECTED, ProjectedModes, load_dataset
 from explorer.errors import BadValue, UnknownName
-from explorer.models import Oracle
+from explorer.models import Guided, Oracle
 from explorer.models.bundled import load
 from explorer.papers import paper, restart_claims
 from explorer.papers.restart import Decomposition, coupled_jump, overlap, recipe, wasserstein1
 from explorer.process import VP, GaussianMixture, Linear
 from explorer.reproduction import Bench
 from explorer.reproduction.run import method_of
-from explorer.sampling import Euler, Heun, OdeSampler, RestartSampler, Seeds, TimeGrid
-from explorer.tuning import Budget, FunctionObjective, RestartSearch, Setting, Study, forgetting
-from explorer.tuning.restarts import Candidate, front_of, thinned
+from explorer.sampling import EDMStochastic, Euler, Heun, OdeSampler, RestartSampler, Seeds, TimeGrid
+from explorer.tuning import Budget, Chain, FunctionObjective, RestartSearch, Setting, Study, forgetting
+from explorer.tuning.restarts import Candidate, cost_of, front_of, thinned
 
 GAUSS = GaussianMixture(torch.zeros(1, 3), 0.5)
 
@@ -185,6 +185,56 @@ def test_a_search_without_room_or_without_an_ode_is_refused():
     student = load("toy-8gaussians-cd")
     with pytest.raises(BadValue, match="flow map"):
         RestartSearch(9, **SMALL).front(student, start, range(8))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Guided(m, 2.0)], ids=("plain", "guided"))
+def test_the_cost_of_measuring_is_known_beforehand_and_told_as_it_goes(wrap):
+    model, told = wrap(load("digits")), []
+    lows, factors, points = (0.5, 2.0), (2.0, 10.0, 100.0), (2, 3)
+    whole = cost_of(model, lows, factors, points, Heun())
+    found = forgetting(model, Seeds(range(20)), lows, factors, points, Heun(), tell=told.append)
+    assert found.attrs["n_evals"] == 20 * whole
+    assert told == sorted(told) and told[-1] == 1.0 and len(told) == 1 + int(np.isfinite(found.survival.values).sum())
+    steps = np.diff([0.0, *told])
+    assert told[0] < 0.5 and (steps >= 0).all() and steps.max() < 0.6  # it moves, and not at the end alone
+
+
+def test_a_hopeless_search_is_refused_before_anything_is_measured():
+    goal = FunctionObjective(lambda m, s, seeds: pytest.fail("measured"), range(8), "nothing")
+    ten, two = (Setting(OdeSampler(Heun(), TimeGrid.karras(n, 0.002, 80.0))) for n in (10, 2))
+    noisy = Setting(OdeSampler(EDMStochastic(40.0, 0.05, 50.0, 1.003), TimeGrid.karras(10, 0.002, 80.0)))
+    model = oracle()
+
+    def refused(start, tuner, budget, words, model=model):
+        calls = model.n_calls
+        with pytest.raises(BadValue, match=words):
+            Study(model, start, goal, tuner, budget)
+        assert model.n_calls == calls
+
+    three = Budget(trials=3)
+    refused(two, RestartSearch(3, **SMALL), three, "not one restart fits into 3 evaluations")
+    refused(two, Chain((RestartSearch(3, **SMALL),)), three, "not one restart fits")
+    refused(noisy, RestartSearch(19, **SMALL), three, "without noise")
+    refused(ten, RestartSearch(19, **{**SMALL, "lows": (90.0,)}), three, "not one restart")
+    refused(ten, RestartSearch(9, **SMALL), three, "flow map", load("toy-8gaussians-cd"))
+    tuner = RestartSearch(19, **SMALL)
+    least = 4 * cost_of(model, tuner.lows, tuner.factors, tuner.n_points, Heun()) + 2 * 19 * goal.least
+    refused(ten, tuner, Budget(nfe=least - 1), "measuring contraction takes")
+    Study(model, ten, goal, tuner, Budget(nfe=least))
+
+
+def test_a_study_hears_of_the_measuring_between_its_trials():
+    model, told = oracle(), []
+    start = Setting(OdeSampler(Heun(), TimeGrid.karras(10, 0.002, 80.0)))
+    goal = FunctionObjective(lambda m, s, seeds: 1.0, range(8), "one")
+    study = Study(model, start, goal, Chain((RestartSearch(19, **SMALL),)), Budget(trials=2))
+    study.tell = lambda words, share: told.append((len(study.trials), words, share))
+    assert len(list(study)) == 3
+    shares = [share for _, words, share in told if words == "measuring contraction on 4 states"]
+    assert (
+        shares[-1] == 1.0 and len(shares) == 5 and {n for n, *_ in told} == {1}
+    )  # after the baseline, before any trial
+    assert any(words.startswith("fitting repeats") for _, words, _ in told)
 
 
 # the paper -------------------------------------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ def show(study: Study | SharedStudy, trials: Iterator[Trial]) -> None:
     """Runs it with a bar, the time left, and a line on standard error for each improvement."""
     began, best, whole = time.monotonic(), None, len(study.objective.seeds)
     with progress(study.tuner.name) as bar:
+        if hasattr(study, "tell"):
+            study.tell = lambda words, share: bar(min(study.fraction, 1.0), f"{words}, {share:.0%}")
         for trial in trials:
             if trial.n == whole and not trial.failed and (best is None or trial.value < best.value):
                 best = trial

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ import xarray as xr
 from torch import Tensor
 
 from explorer.errors import BadValue
-from explorer.models.base import Denoiser, FlowMap
+from explorer.models.base import Denoiser, FlowMap, Model
 from explorer.sampling.grids import TimeGrid
 from explorer.sampling.restart import Restart, RestartSampler, repeated
 from explorer.sampling.samplers import Labels, OdeSampler, device_of, labels_for
@@ -33,7 +33,7 @@ from explorer.sampling.solvers import RK4, Heun
 from explorer.tuning.objective import first_labels
 from explorer.tuning.setting import Setting
 from explorer.tuning.space import grid_of, most_steps, stretched
-from explorer.tuning.study import Proposal, Tuner
+from explorer.tuning.study import Proposal, Tuner, unheard
 
 FINE = 3
 """Steps of the classical Runge-Kutta method for each doubling of sigma that stand for the exact flow."""
@@ -50,6 +50,7 @@ def forgetting(
     n_points: Sequence[int] = (2, 3, 4),
     solver: Solver | None = None,
     labels: Labels = "balanced",
+    tell: Callable[[float], object] | None = None,
 ) -> xr.Dataset:
     """Survival of a difference and added error of one repeat, for intervals from each of `lows` to each of `factors` times it.
 
@@ -57,6 +58,7 @@ def forgetting(
         seeds: of the states, S of them; each is compared with one of the same class from other noise. The jumps take further numbers.
         n_points: times on the way down, as in `Restart`.
         solver: of the way down whose error is measured; Heun by default.
+        tell: called after each interval with the share of the evaluations that are done, 1 in the end; see `cost_of`.
     Returns:
         `survival` (low, factor) and `added` (low, factor, n_points), root mean squares over samples, `added` in data units, with
             `survival_se`; coordinate `sigma_max` (low, factor). NaN where an interval leaves the range. Attribute `n_evals`: network
@@ -68,6 +70,7 @@ def forgetting(
     apart = model.n_classes if labels == "balanced" and model.n_classes else 1
     if n < 2 * apart:
         raise BadValue(f"at least {2 * apart} seeds are needed, two for each class; got {n}")
+    whole = cost_of(model, lows, factors, n_points, solver) if tell is not None else 1
     other, path, calls = torch.arange(n).roll(apart), model.path, model.n_calls
     x = path.at(path.time_at(high))[1] * seeds.fresh().normal(tuple(model.shape), device=device)
     at, shape = high, (len(lows), len(factors))
@@ -81,7 +84,7 @@ def forgetting(
                 continue
             tops[i, j] = top
             jumps = Seeds(s + 2**40 for s in seeds.ids)
-            fine = Restart(1 + math.ceil(FINE * max(math.log2(factor), 1)), 1, at, top)
+            fine = Restart(_points(top / at), 1, at, top)
             end = repeated(model, x, fine, RK4(), cond=cond, rng=jumps.fresh())
             moved = repeated(model, x[other], fine, RK4(), cond=cond, rng=jumps.fresh())
             before, after = _squares(x[other] - x), _squares(moved - end)
@@ -91,6 +94,10 @@ def forgetting(
             for k, m in enumerate(n_points):
                 coarse = repeated(model, x, Restart(m, 1, at, top), solver, cond=cond, rng=jumps.fresh())
                 added[i, j, k] = (_squares(coarse - end).mean()) ** 0.5 / alpha
+            if tell is not None:
+                tell(min((model.n_calls - calls) / whole, 1.0))
+    if tell is not None:
+        tell(1.0)
     dims = ("low", "factor")
     return xr.Dataset(
         {"survival": (dims, survival), "survival_se": (dims, error), "added": ((*dims, "n_points"), added)},
@@ -99,12 +106,40 @@ def forgetting(
     )
 
 
+def cost_of(
+    model: Denoiser, lows: Sequence[float], factors: Sequence[float], n_points: Sequence[int], solver: Solver
+) -> int:
+    """Network evaluations for each state that `forgetting` will take, guidance included; nothing is computed."""
+    high, path, total = model.sigma_range[1], model.path, 0
+    at = high
+
+    def way(grid: TimeGrid, solver: Solver) -> int:
+        return sum(model.calls_at(t) for t in solver.eval_times(grid.on(path), path))
+
+    for low in sorted(lows, reverse=True):
+        if low != at:
+            total += way(_fine(low, at), RK4())
+        at = low
+        for top in (low * factor for factor in factors if low * factor <= high):
+            down = [(_points(top / low), RK4(), 2), *((m, solver, 1) for m in n_points)]
+            for points, walked, times in down:
+                total += times * way(TimeGrid.karras(points - 1, low, top, Restart.rho, to_zero=False), walked)
+    return total
+
+
+def _points(factor: float) -> int:
+    """Times of the way down that stands for the exact one."""
+    return 1 + math.ceil(FINE * max(math.log2(factor), 1))
+
+
+def _fine(low: float, high: float) -> TimeGrid:
+    return TimeGrid.log_snr(math.ceil(FINE * max(math.log2(high / low), 1)), low, high, to_zero=False)
+
+
 def _exactly(model: Denoiser, x: Tensor, sigma: float, to: float, cond) -> Tensor:
     if to == sigma:
         return x
-    steps = math.ceil(FINE * max(math.log2(sigma / to), 1))
-    grid = TimeGrid.log_snr(steps, to, sigma, to_zero=False)
-    return solve(model, RK4(), x, grid.on(model.path), cond=cond)
+    return solve(model, RK4(), x, _fine(to, sigma).on(model.path), cond=cond)
 
 
 def _squares(x: Tensor) -> np.ndarray:
@@ -145,32 +180,56 @@ class RestartSearch(Tuner):
     n: int = 40
     name = "restart intervals by measured contraction"
 
+    def check(self, task, budget):
+        super().check(task, budget)
+        model, start = task.model, task.start
+        lows, solver = self._lows(model, start), _solver(start)
+        cheapest = (min(self.n_points), 1)
+        high = start.on(model)[0].sigma_range[1]
+        tops = [(low, low * factor) for low in lows for factor in self.factors if low * factor <= high]
+        if not any(self._setting(model, start, (*cheapest, *interval)) is not None for interval in tops):
+            raise self._no_room(model, start)
+        n, nfe = self._states(model, task.objective.seeds), start.nfe(model)
+        if budget.nfe is not None and nfe is not None:
+            measured = n * cost_of(start.on(model)[0], lows, self.factors, self.n_points, solver)
+            least = measured + 2 * nfe * task.objective.least
+            if budget.nfe < least:
+                raise BadValue(
+                    f"a budget of {budget.nfe} network evaluations is too small: measuring contraction takes {measured} on {n} states, and "
+                    f"the baseline and one trial {least - measured}. Allow more, or measure fewer states, lower ends or factors."
+                )
+
     def search(self, task):
         yield Proposal(task.start, note="start")
-        found, spent = self.front(task.model, task.start, task.objective.seeds, task.objective.labels)
+        found, spent = self.front(task.model, task.start, task.objective.seeds, task.objective.labels, task.tell)
         for candidate in found:
             note = f"{candidate.survival:.2g} of a difference survives, {candidate.added:.2g} is added"
             yield Proposal(candidate.setting, note=note, extra=spent)
             spent = 0
 
     def front(
-        self, model: Denoiser, start: Setting, seeds: range, labels: Labels = "balanced"
+        self,
+        model: Denoiser,
+        start: Setting,
+        seeds: range,
+        labels: Labels = "balanced",
+        tell: Callable[[str, float], object] = unheard,
     ) -> tuple[list[Candidate], int]:
         """Candidates in order of the error they add, the plain sampler left out, and the network evaluations times samples this took.
 
+        Args:
+            tell: hears what is being measured, and which share of it is done.
         Raises: BadValue for a flow map, or where not even one repeat fits into the evaluations.
         """
-        if isinstance(model, FlowMap):
-            raise BadValue(f"a restart walks an ODE, and {model.name or 'this model'} is a flow map")
-        grid, limit = grid_of(start), self.nfe or start.nfe(model)
-        solver = getattr(start.sampler, "solver", Heun())
+        lows, grid, solver = self._lows(model, start), grid_of(start), _solver(start)
         wrapped, _ = start.on(model)
-        n = min(max(self.n, 2 * model.n_classes), len(seeds))
-        seeds = Seeds(seeds[:n])
-        low = wrapped.sigma_range[0]
-        lows = [s for s in self.lows if low < s < grid.times[0]]
+        n = self._states(model, seeds)
+        seeds, low = Seeds(seeds[:n]), wrapped.sigma_range[0]
         labels = first_labels(labels, n)
-        map_ = forgetting(wrapped, seeds, lows, self.factors, self.n_points, solver, labels)
+        told = f"measuring contraction on {n} states"
+        map_ = forgetting(
+            wrapped, seeds, lows, self.factors, self.n_points, solver, labels, lambda share: tell(told, share)
+        )
         missed: dict[int, float] = {}
         calls, found = wrapped.n_calls, {bottom: [] for bottom in lows}
         cond = labels_for(wrapped, seeds, labels, device_of(wrapped))
@@ -188,26 +247,42 @@ class RestartSearch(Tuner):
             return missed[main.n_steps]
 
         for i, bottom in enumerate(lows):
+            tell("fitting repeats into the evaluations", i / len(lows))
             for j, factor in enumerate(self.factors):
                 for k, points in enumerate(self.n_points):
                     for repeats in range(1, self.most_repeats + 1):
-                        setting = self._setting(
-                            start, grid, solver, model, limit, (points, repeats, bottom, bottom * factor)
-                        )
+                        setting = self._setting(model, start, (points, repeats, bottom, bottom * factor))
                         if setting is None or not math.isfinite(map_.survival.values[i, j]):
                             continue
                         error = miss(setting.sampler.grid) + repeats * float(map_.added.values[i, j, k])
                         left = max(float(map_.survival.values[i, j]) ** repeats, FORGOTTEN)
                         found[bottom].append(Candidate(setting, left, error))
         if not any(found.values()):
-            raise BadValue(f"not one restart fits into {limit} evaluations a sample beside the main steps: allow more")
+            raise self._no_room(model, start)
         fronts = [front_of(rows) for rows in found.values()]
         share = max(self.candidates // max(sum(map(bool, fronts)), 1), 1)
         kept = [c for front in fronts for c in thinned(front, share)]
         return sorted(kept, key=lambda c: c.added), map_.n_evals + (wrapped.n_calls - calls) * n
 
-    def _setting(self, start, grid, solver, model, limit, interval) -> Setting | None:
+    def _lows(self, model: Model, start: Setting) -> list[float]:
+        """Lower ends that lie on the way of the start. Raises BadValue where the model or the sampler has no such way."""
+        if isinstance(model, FlowMap):
+            raise BadValue(f"a restart walks an ODE, and {model.name or 'this model'} is a flow map")
+        first = grid_of(start).times[0]
+        if _solver(start).stochastic:
+            raise BadValue(f"{start.describe()} draws noise in every step: restarts need a solver without noise")
+        return [s for s in self.lows if start.on(model)[0].sigma_range[0] < s < first]
+
+    def _states(self, model: Model, seeds: range) -> int:
+        return min(max(self.n, 2 * model.n_classes), len(seeds))
+
+    def _no_room(self, model: Model, start: Setting) -> BadValue:
+        limit = self.nfe or start.nfe(model)
+        return BadValue(f"not one restart fits into {limit} evaluations a sample beside the main steps: allow more")
+
+    def _setting(self, model, start, interval) -> Setting | None:
         points, repeats, bottom, top = interval
+        grid, solver, limit = grid_of(start), _solver(start), self.nfe or start.nfe(model)
 
         def made(n):
             sampler = RestartSampler(
@@ -219,6 +294,10 @@ class RestartSearch(Tuner):
             return most_steps(made, model, limit)
         except BadValue:  # too dear, or no node of the main grid is near
             return None
+
+
+def _solver(start: Setting) -> Solver:
+    return getattr(start.sampler, "solver", Heun())
 
 
 def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:

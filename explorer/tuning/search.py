@@ -225,6 +225,11 @@ class Chain(Tuner):
     shares: tuple[int, ...] = ()
     name = "chain"
 
+    def check(self, task, budget):
+        super().check(task, budget)
+        if self.tuners:  # the others begin where it ends
+            self.tuners[0].check(task, budget)
+
     def describe(self):
         parts = [t.describe() for t in self.tuners]
         return {"tuner": self.name, "parts": parts, "shares": list(self.shares)}

@@ -149,14 +149,23 @@ class Trial:
         )
 
 
+def unheard(words: str, share: float) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a tuner is given: the bare model, where it starts, what to lower, and its seed."""
+    """What a tuner is given: the bare model, where it starts, what to lower, and its seed.
+
+    Attributes:
+        tell: called with words and a share from 0 to 1 while a tuner measures something of its own between two proposals.
+    """
 
     model: Model
     start: Setting
     objective: Objective
     seed: int
+    tell: Callable[[str, float], object] = unheard
 
 
 Search = Generator[Proposal, Trial, None]
@@ -170,6 +179,20 @@ class Tuner(ABC):
     @abstractmethod
     def search(self, task: Task) -> Search:
         """Yields proposals; each `yield` returns the trial it became. Ends when there is nothing left to try."""
+
+    def check(self, task: Task, budget: Budget) -> None:
+        """Raises BadValue, without asking the model anything, where it can be told beforehand that nothing will be found.
+
+        The budget must hold the baseline and one trial; finals may know more.
+        """
+        nfe = task.start.nfe(task.model)
+        if budget.nfe is not None and nfe is not None:
+            least = 2 * nfe * task.objective.least
+            if budget.nfe < least:
+                raise BadValue(
+                    f"a budget of {budget.nfe} network evaluations is too small: the baseline and one trial take {least} at {nfe} NFE "
+                    f"and {task.objective.least} samples"
+                )
 
     def describe(self) -> dict[str, Any]:
         """What determines its proposals, as plain JSON."""
@@ -241,8 +264,10 @@ class Study:
     Args:
         start: the setting the search begins with, and the baseline of every difference.
         journal: JSON lines written as trials end; one that exists is gone on from. None keeps nothing.
+        tell: hears what a tuner measures of its own between two trials, in words, and which share of it is done.
     Raises:
-        BadValue: the budget does not hold one trial; BadFile: the journal is of another search, in use, or damaged.
+        BadValue: the budget does not hold one trial, or the tuner cannot find anything; BadFile: the journal is of another search, in
+            use, or damaged.
     """
 
     model: Model
@@ -252,6 +277,7 @@ class Study:
     budget: Budget
     seed: int = 0
     journal: Path | str | None = None
+    tell: Callable[[str, float], object] = field(default=unheard, repr=False)
     trials: list[Trial] = field(default_factory=list, init=False)
 
     def describe(self) -> dict[str, Any]:
@@ -265,16 +291,12 @@ class Study:
         }
 
     def __post_init__(self):
-        nfe = self.start.nfe(self.model)
-        if self.budget.nfe is not None and nfe is not None:
-            least = 2 * nfe * self.objective.least
-            if self.budget.nfe < least:
-                raise BadValue(
-                    f"a budget of {self.budget.nfe} network evaluations is too small: the baseline and one trial take {least} at {nfe} NFE "
-                    f"and {self.objective.least} samples"
-                )
+        self.tuner.check(self._task(), self.budget)
         self._measurer = Measurer(self.model, self.start, self.objective)
         self._store: Journal | None = None
+
+    def _task(self) -> Task:
+        return Task(self.model, self.start, self.objective, self.seed, lambda words, share: self.tell(words, share))
 
     @property
     def n_evals(self) -> int:
@@ -307,7 +329,7 @@ class Study:
     def _run(self, past: list[Trial]) -> Iterator[Trial]:
         past = list(reversed(past))
         seen: dict[tuple[str, int | None], Trial] = {}
-        search, repeats = self.tuner.search(Task(self.model, self.start, self.objective, self.seed)), 0
+        search, repeats = self.tuner.search(self._task()), 0
         proposal: Proposal | None = Proposal(self.start, note="baseline")
         begun = False
         while proposal is not None and repeats < REPEATS and (not self.trials or self.fraction < 1):
