@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from explorer.errors import BadFile, BadValue, UnknownName
 from explorer.knobs import GROUPS, SamplerKnobs, guides_for, names
 from explorer.live import metric_for, quality
 from explorer.models import Guided, LayersLeftOut, Oracle, Preconditioned, SkipTuned
-from explorer.models.bundled import load
+from explorer.models.bundled import asset_folders, load
 from explorer.nets.unet import UNet
 from explorer.process import EDM, EDMPrecondition, GaussianMixture
 from explorer.sampling import GRIDS, SOLVERS, Restart, RestartSampler, ScaleTimeSampler, Seeds, TimeGrid, sample
@@ -122,6 +123,24 @@ def test_a_knob_acts_exactly_where_the_solver_has_the_field(solver, plain):
         assert (other.describe(plain) != base.describe(plain)) == acts
         assert (f"--{knob.replace('_', '-')}" in other.to_cli("m")) == acts
     assert ("variant" in at_rest) == (not variants)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_model_that_no_list_names_guides_by_its_file_or_run_folder(what, tmp_path):
+    [here] = [f for folder in asset_folders("models") if (f := folder / "digits-uncond.safetensors").is_file()]
+    for file in (here, here.with_suffix(".json")):
+        shutil.copy(file, tmp_path)
+    name = str(tmp_path / here.name if what == "file" else tmp_path)
+    model, named = load("digits"), SamplerKnobs(guide="digits-uncond", guide_weight=1.5, n_steps=3)
+    knobs = SamplerKnobs(guide=name, guide_weight=1.5, n_steps=3)
+    assert knobs.fitted(model)[0].guide == name
+    noise = Seeds(range(2)).normal(model.shape)
+    one, other = (sampler.sample(made, noise) for made, sampler in (k.build(model) for k in (named, knobs)))
+    assert torch.equal(one, other)
+    with pytest.raises(BadValue, match="cannot guide"):
+        knobs.build(load("toy-moons"))
+    with pytest.raises(UnknownName, match="guide"):
+        SamplerKnobs(guide=str(tmp_path / "nothing"))
 
 
 def test_a_worse_model_guides_alone_or_beside_the_missing_class():

@@ -25,16 +25,30 @@ def able_to_guide(model: Model) -> tuple[str, ...]:
     )
 
 
+def can_guide(model: Model, name: str) -> bool:
+    """Whether the model of this name, file or run folder makes samples of that shape and knows the same classes or none.
+
+    An exact one can, too. Raises: BadFile where its card cannot be read.
+    """
+    if isinstance(model, FlowMap) or not bundled.known(name):
+        return False
+    about = bundled.card(name)
+    return (
+        about["kind"] in ("denoiser", "oracle")
+        and tuple(about.get("shape", ())) == tuple(model.shape)
+        and about.get("n_classes", 0) in (0, model.n_classes)
+    )
+
+
+def suits(model: Model, name: str) -> bool:
+    """Whether it `can_guide` and has learnt the same data, where both cards say what they learnt."""
+    own, other = (_data(n, bundled.stamp()) for n in (model.name, name))
+    return can_guide(model, name) and (own == other or "" in (own, other))
+
+
 def check_guide(model: Model, name: str) -> None:
-    """Raises UnknownName, BadFile or BadValue unless the model of this name or file can guide; an exact one can, too."""
-    about = bundled.card(name) if name.endswith(".safetensors") or name in bundled.names() else None
-    if (
-        about is None
-        or isinstance(model, FlowMap)
-        or about["kind"] not in ("denoiser", "oracle")
-        or tuple(about.get("shape", ())) != tuple(model.shape)
-        or about.get("n_classes", 0) not in (0, model.n_classes)
-    ):
+    """Raises UnknownName, which lists those that can, unless the model of this name `can_guide`."""
+    if not can_guide(model, name):
         raise UnknownName(f"guide for {model.name or 'this model'}", name, able_to_guide(model))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from explorer.errors import BadFile, BadValue, ExplorerError
 from explorer.knobs.controls import Control, controls, plain
 from explorer.knobs.copied import command, python
-from explorer.knobs.guides import able_to_guide, guides_for, worse
+from explorer.knobs.guides import able_to_guide, can_guide, guides_for, suits, worse
 from explorer.knobs.table import (
     CHURN,
     GUIDANCE,
@@ -123,7 +123,7 @@ class SamplerKnobs(Declared):
         elif self.label is not None and self.label >= model.n_classes:
             values["label"] = None
             notes.append(f"Class {self.label} does not exist in {model.name}: drawing every class in turn.")
-        if self.guide and self.guide not in guides_for(model):
+        if self.guide and not suits(model, self.guide):
             values["guide"] = ""
             notes.append(f"The worse model is left out: {self.guide} cannot guide {_said(model)}.")
         if isinstance(model, FlowMap):
@@ -180,7 +180,7 @@ class SamplerKnobs(Declared):
                 f"guidance {self.guidance:g} needs a class-conditional model, and {_said(model)} has no "
                 "classes: set guidance to 1 or choose a conditional model."
             )
-        if self.has_guide and self.guide not in able_to_guide(model):
+        if self.has_guide and not can_guide(model, self.guide):
             fit = ", ".join(able_to_guide(model)) or "none here does"
             raise BadValue(f"{self.guide} cannot guide {_said(model)}: shape and classes must be the same ({fit}).")
         if (self.guidance != 1 or self.has_guide) and self.guidance_lo >= self.guidance_hi:

@@ -317,7 +317,7 @@ def checked(name: str, value: Any) -> Any:
     if name == "layers":
         return told_layers(levels_left_out(value))
     if isinstance(p, param.String):
-        if not isinstance(value, str) or (value and value not in bundled.names("denoiser")):
+        if not isinstance(value, str) or (value and not bundled.known(value)):
             raise UnknownName("guide", value, bundled.names("denoiser"))
         return value
     if name == "skip_bank":

@@ -79,6 +79,11 @@ def _kind(name: str) -> str:
         return ""
 
 
+def known(name: str | Path) -> bool:
+    """Whether a model of this name, or a file or run folder of one, is there; its card may still be unreadable."""
+    return str(name) in names() or (str(name).endswith(".safetensors") and Path(name).is_file()) or Path(name).is_dir()
+
+
 def card(name: str | Path) -> dict[str, Any]:
     """The card of a bundled model, or of a user's own file NAME.safetensors with NAME.json beside it.
 
