@@ -6,18 +6,19 @@ state in the solver's dtype, network in its own) or a tensor (B,) (training, arb
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from explorer.errors import BadValue
+from explorer.errors import BadValue, UnknownName
 from explorer.process.broadcast import like
 from explorer.process.oracles import GaussianMixture
 from explorer.process.paths import EDM, Kind, Path, Time
@@ -284,16 +285,36 @@ class Oracle(Denoiser):
 
 
 class FunctionDenoiser(Denoiser):
-    """A plain function made a Denoiser; see `as_denoiser`."""
+    """A function or somebody's network made a Denoiser; see `as_denoiser`."""
 
     def __init__(self, function, kind: Kind, path: Path, shape, t_range, n_classes: int, name: str):
         super().__init__()
         self.function, self.kind, self.path = function, kind, path
         self.shape, self.n_classes, self.t_range, self.name = tuple(shape), n_classes, t_range, name
+        self._network = isinstance(function, nn.Module) and not isinstance(function, Model)
+        self._probe = tuple(itertools.islice(function.parameters(), 1)) if self._network else ()
+        self._takes_class = _takes_class(function, n_classes, self._network)
 
     def predict(self, x_t, t, cond=None):
         self._calls[0] += 1
-        return self.function(x_t, t, cond), self.kind
+        x, given = x_t, t
+        if self._network:
+            x = x_t.to(self._probe[0].dtype) if self._probe else x_t
+            given = t.to(x).expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
+        try:
+            pred = self.function(x, given, cond) if self._takes_class else self.function(x, given)
+        except Exception as error:
+            error.add_note(
+                f"It was called as {self.name}(x {tuple(x.shape)} {x.dtype}, t {_shown(given)}, class {_shown(cond)}). A function is given "
+                "the solver's own state, in double precision as a rule, and the time as a number or a tensor (B,); a network passed "
+                "to as_denoiser as it is gets both in its own precision, the time as (B,)."
+            )
+            raise
+        if not isinstance(pred, Tensor) or pred.shape != x.shape:
+            raise BadValue(
+                f"{self.name} returned {_shown(pred)} for x of shape {tuple(x.shape)}, expected {_hint(pred, x)}"
+            )
+        return (pred.to(x_t.dtype) if self._network else pred), self.kind
 
 
 def as_denoiser(
@@ -306,6 +327,94 @@ def as_denoiser(
     n_classes: int = 0,
     name: str = "function",
 ) -> Denoiser:
-    """A Denoiser from function(x_t (B, *shape), t, cond) -> prediction of the given kind: the door for anybody's model."""
-    t_range = t_range or (0.0, path.t_max if math.isfinite(path.t_max) else path.time_at(1e3))
+    """A Denoiser made of anybody's function or network: every sampler, recording, metric and search takes it.
+
+    >>> import torch
+    >>> from explorer import VP, as_denoiser
+    >>> class Noise(torch.nn.Module):
+    ...     def forward(self, x, t):  # steps 0 to 999 where the network counts: 999 * t
+    ...         return x * (1 - t)[:, None, None, None]
+    >>> model = as_denoiser(Noise(), kind="eps", path=VP(), shape=(3, 16, 16), name="mine")
+    >>> model.denoise(torch.ones(2, 3, 16, 16), 0.5).shape
+    torch.Size([2, 3, 16, 16])
+
+    Args:
+        function: function(x (B, *shape), t, cond) -> prediction (B, *shape). x comes in the solver's precision, float64 as a rule; t
+            is a number or a tensor (B,); cond is None or labels (B,) int64, -1 for no class. A network (`torch.nn.Module`) is given x and
+            t (B,) in the precision of its parameters, and cond only where its `forward` has a third argument and there are classes or
+            that argument has no default. Put it in evaluation mode first.
+        kind: of the prediction: "x0" (denoised data), "eps" (noise), "velocity" (dx/dt), "v" (alpha eps - sigma x0) or "score".
+        path: how its data become noise: VP(), Linear() for rectified flows, EDM() where t is sigma, ... `t` is this path's time,
+            which grows with noise from t = 0 at the data: a flow that runs from noise to data is `lambda x, t, c: -net(x, 1 - t, c)`.
+        shape: of one sample, without the batch.
+        t_range: lowest and highest time it was trained at; by default all of the path, on EDM's up to sigma = 1000.
+        n_classes: 0 for a model without classes.
+    Raises:
+        UnknownName: no such kind; BadValue: a path, a shape or a range that cannot be, a function that does not take what it would be
+            given; later, when it is called: a result that is no tensor of x's shape.
+    """
+    if kind not in get_args(Kind):
+        raise UnknownName("kind of prediction", kind, get_args(Kind))
+    if not isinstance(path, Path):
+        made = f"{path.__name__}()" if isinstance(path, type) else "one of explorer.process: VP(), Linear(), EDM(), ..."
+        raise BadValue(f"path is {path!r}, expected {made}")
+    if (
+        not isinstance(shape, Sequence)
+        or isinstance(shape, str)
+        or not all(isinstance(n, int) and n > 0 for n in shape)
+    ):
+        raise BadValue(f"shape is {shape!r}, expected that of one sample, without the batch: (3, 32, 32) say")
+    if t_range is None:
+        t_range = (0.0, path.t_max if math.isfinite(path.t_max) else path.time_at(1e3))
+    elif not 0 <= t_range[0] < t_range[1] <= path.t_max:
+        steps = (
+            ". A network that counts steps is wrapped: lambda x, t, c: net(x, 999 * t)"
+            if max(t_range) > path.t_max
+            else ""
+        )
+        raise BadValue(
+            f"t_range is {tuple(t_range)}, expected (lowest, highest) in the path's own time, from 0 at the data to {path.t_max:g}{steps}"
+        )
     return FunctionDenoiser(function, kind, path, shape, t_range, n_classes, name)
+
+
+def _takes_class(function: Callable, n_classes: int, network: bool) -> bool:
+    """Whether it is called with a third argument. Raises: BadValue where it cannot be called as it would be."""
+    try:
+        arguments = inspect.signature(function.forward if network else function)
+    except (TypeError, ValueError):
+        return True  # written in C: nothing is known of it
+    takes = {n: _binds(arguments, n) for n in (2, 3)}
+    if network and takes[2] and not (n_classes and takes[3]):
+        if n_classes:
+            raise BadValue(
+                f"n_classes is {n_classes}, but {type(function).__name__}.forward{arguments} has no argument for the class"
+            )
+        return False
+    if not takes[3]:
+        name = f"{type(function).__name__}.forward" if network else getattr(function, "__name__", "function")
+        raise BadValue(f"{name}{arguments} cannot be called as (x, t, class): wrap it, lambda x, t, c: ...")
+    return True
+
+
+def _binds(arguments: inspect.Signature, n: int) -> bool:
+    try:
+        arguments.bind(*range(n))
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} {value.dtype}"
+    return f"{value!r}" if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def _hint(pred: object, x: Tensor) -> str:
+    if isinstance(pred, Tensor):
+        double = pred.shape[:1] == x.shape[:1] and pred.shape[1:2] == (2 * x.shape[1],)
+        return "one of that shape" + (
+            ": where the second half is a learnt variance, return the first" if double else ""
+        )
+    return "a tensor of that shape" + (": return its .sample" if hasattr(pred, "sample") else "")
