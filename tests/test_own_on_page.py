@@ -363,3 +363,35 @@ def test_the_command_line_takes_the_same_folder(page, runs, monkeypatch):
     card = json.loads(publish(recipe, tick, runs / "y", draws=2).with_suffix(".json").read_text())
     w2, *_ = card["metrics"]
     assert w2["metric"] == "W2[xy]" and w2["note"] == "to held-out points" and w2["n"] == 6
+
+
+def test_another_method_chosen_while_a_file_is_read_gets_its_own_recipe(page):
+    page.send("upload", id="u", name="ring.csv", size=len(content := text_of(ring(60))))
+    page.send("part", id="u", at=0, part=base64.b64encode(content).decode())  # is being read now
+    page.send("paper", name="rectified_flow")
+    page.until(lambda: page.store.given.data is not None and not page.store.given.doing)
+    assert page.store.paper_slug == "rectified_flow" and page.store.recipe_name in page.store.paper.recipes
+    assert page.store.plain_recipe.data == page.store.given.data.path and not page.lab.form.data["blocked"]
+
+
+def test_a_folder_kept_elsewhere_is_taken_as_it_is_and_found_by_its_path(page, tmp_path):
+    np.savetxt(tmp_path / "r.csv", ring(60), delimiter=",")
+    elsewhere = keep(tmp_path / "r.csv", tmp_path / "elsewhere")
+    page.send("path", path=str(elsewhere))
+    page.until(lambda: page.store.given.data is not None and not page.store.given.doing)
+    link = page.store.link()
+    page.send("own", name="")
+    page.send("open", link=link)
+    assert page.store.given.data.path == str(elsewhere.resolve()) and page.store.error is None
+
+
+def test_a_run_of_the_command_line_comes_back_into_the_form(page, runs, tmp_path):
+    for name, data in (("toy", "moons"), ("lost", str(tmp_path / "points.csv"))):
+        files = RunFiles(runs / name)
+        files.ask({"paper": "edm", "recipe": "toy", "data": data, "changes": {"steps": 3}})
+        files.say(state="done")
+    page.until(lambda: page.store.card("toy") is not None)
+    page.send("again", name="toy")
+    assert page.store.changes == {"steps": 3, "data": "moons"} and page.store.recipe.data == "moons"
+    page.send("again", name="lost")
+    assert "points.csv" in page.error and page.store.changes["data"] == "moons"

@@ -37,6 +37,7 @@ class Giving:
         self.doing, self.refused = "", ""
         self.arrived: dict[str, Any] = {}
         self._upload: Upload | None = None
+        self._reading: Upload | None = None  # whole, and on its way to being kept
 
     # Files
 
@@ -64,7 +65,7 @@ class Giving:
         if not upload.whole:
             self._wait_for_more()
             return
-        self._upload, runs, side = None, self._store.folder, self._side
+        self._upload, self._reading, runs, side = None, upload, self._store.folder, self._side
 
         def read() -> Own:
             try:
@@ -96,10 +97,12 @@ class Giving:
             self._store.learn_own()
 
     def close(self) -> None:
-        """Forgets a file that has not arrived whole."""
-        if self._upload is not None:
-            self._upload.drop()
-        self._upload, self.arrived, self.doing = None, {}, ""
+        """Forgets a file that has not arrived whole, or is being read."""
+        if self.doing:
+            self._store.stop()
+        for upload in filter(None, (self._upload, self._reading)):
+            upload.drop()
+        self._upload, self._reading, self.arrived, self.doing = None, None, {}, ""
 
     def _wait_for_more(self) -> None:
         upload = self._upload
@@ -118,13 +121,16 @@ class Giving:
         def take(result: tuple[Own, Fit]) -> None:
             self.data, self.fit = result
             self.models = models
-            self._store.learn(self.fit.recipe)
+            if self._store.paper_slug != paper.slug:  # another method was chosen meanwhile
+                self.suit()
+            else:
+                self._store.learn(self.fit.recipe)
 
         self._store.start(make, take, self._ended)
         self._store.changed("form", "arrived")
 
     def _ended(self, failure: Failure | None) -> None:
-        self.doing = ""
+        self.doing, self._reading = "", None
         if failure is not None:
             self.refused = failure.text
         self._store.changed("form", "arrived")

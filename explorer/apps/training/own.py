@@ -168,6 +168,11 @@ def named(runs: Path, name: str) -> Own:
     return described(str(where.resolve()))
 
 
+def addressed(runs: Path, text: str) -> Own:
+    """Data as an address says them: by name, or by the path of a folder of kept data that lies elsewhere."""
+    return described(text) if os.path.isabs(text) and is_own(text) else named(runs, text)
+
+
 @lru_cache(maxsize=8)
 def described(path: str) -> Own:
     """What lies in a folder of kept data."""

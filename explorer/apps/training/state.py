@@ -18,10 +18,11 @@ from explorer.apps.training import choices, kept
 from explorer.apps.training.folder import RunFiles, new_name, put_back, remove, root
 from explorer.apps.training.giving import Giving
 from explorer.apps.training.launch import Launcher, halt
-from explorer.apps.training.own import described, named
+from explorer.apps.training.own import addressed, described
+from explorer.apps.training.own import folder as data_folder
 from explorer.apps.training.reading import Card, History, Reader
 from explorer.apps.worker import Failure, Worker
-from explorer.data import is_own, load_dataset
+from explorer.data import TOYS, is_own, load_dataset
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.reproduction.recipe import Paper, Recipe
 from explorer.reproduction.run import method_of
@@ -123,6 +124,9 @@ class Trainings(Store):
         self.given.suit()
         self.changed("form", "view")
 
+    def _recipe_of(self, request: dict[str, Any]) -> Recipe:
+        return self.papers[request["paper"]].recipe(request["recipe"])
+
     def _unknown(self, slug: str) -> str:
         raise UnknownName("paper", slug, self.papers)
 
@@ -205,14 +209,15 @@ class Trainings(Store):
         if request.get("paper") not in self.papers:
             raise BadValue(f"{name} was not started here: its folder does not say how to train it again.")
         data = request.get("data")
-        self.given.data = described(str(data)) if data and is_own(data) else None
-        if data and self.given.data is None:
+        known = data in TOYS and any(k.name == "data" for k in choices.knobs(self._recipe_of(request)))
+        if data and not known and not is_own(data):
             raise BadValue(
                 f"{name} was trained on {data} from the command line; give that path as your own data to train it again."
             )
+        self.given.data = described(str(data)) if data and not known else None
         self.given.fit, self.given.models = None, dict(request.get("models") or {})
         self.paper_slug, self.recipe_name = request["paper"], request["recipe"]
-        self.changes = dict(request.get("changes") or {})
+        self.changes = dict(request.get("changes") or {}) | ({"data": data} if known else {})
         if slower:
             rates = [k for k in self.knobs if k.name == "lr" or k.name.startswith("lr.")]
             self.changes |= {k.name: float(f"{self.changes.get(k.name, k.value) / 2:.3g}") for k in rates}
@@ -358,7 +363,8 @@ class Trainings(Store):
         fields: dict[str, Any] = {"t.paper": self.paper_slug, "t.recipe": self.recipe_name}
         fields |= {f"t.{name}": value for name, value in self.changes.items()}
         if self.given.data is not None:
-            fields["t.own"] = self.given.data.name
+            here = Path(self.given.data.path).parent == data_folder(self.folder).resolve()
+            fields["t.own"] = self.given.data.name if here else self.given.data.path
         fields |= {f"t.with.{role}": model for role, model in self.given.models.items()}
         for letter, name in zip(("run", "beside"), self.shown, strict=True):
             if name:
@@ -382,7 +388,7 @@ class Trainings(Store):
                 name = name or choices.default_recipe(paper)
                 given = {k[2:]: v for k, v in fields.items() if k.startswith("t.") and k not in ("t.paper", "t.recipe")}
                 own, models = given.pop("own", ""), {k[5:]: given.pop(k) for k in list(given) if k.startswith("with.")}
-                data, recipe = named(self.folder, own) if own else None, paper.recipe(name)
+                data, recipe = (addressed(self.folder, own) if own else None), paper.recipe(name)
                 self.given.data, self.given.models, self.given.fit = data, models, None
                 known = {k.name: k for k in choices.knobs(self.given.on(recipe)[0])}
                 if unknown := set(given) - set(known):
