@@ -27,7 +27,7 @@ from explorer.live import SETTLED, against, metric_for, suits
 from explorer.metrics.features import pixel_space
 from explorer.models import bundled
 from explorer.models.base import Preconditioned
-from explorer.nets import MLP
+from explorer.nets import MLP, UNet
 from explorer.process import EDM, EDMPrecondition
 
 
@@ -167,6 +167,11 @@ def test_samples_are_compared_with_what_was_held_out(tmp_path):
     many, pixels = pictures(tmp_path / "many.zip", n=SETTLED * 4 * 10, shape=(1, 2, 2))
     many_held = load_dataset(str(keep(many, tmp_path / "data")))
     assert suits(pixel_space(few_held.shape), few_held) == "sw2"
+    pixels = Preconditioned(
+        UNet((1, 8, 8), 8, (1,), 1), EDM(), EDMPrecondition(0.5), shape=(1, 8, 8), t_range=(0.01, 10.0)
+    )
+    shown = metric_for(pixels, data=few_held.card["parts"])
+    assert shown.name == "SW2[pixels]" and len(shown.y) == 4 and against(few_held, "sw2") == "4 held-out pictures"
     assert (
         suits(pixel_space(many_held.shape), many_held) == "fd"
         and suits(pixel_space((1, 8, 8)), load_dataset("digits")) == "fd"
@@ -258,7 +263,7 @@ def test_a_student_waits_for_a_teacher_and_takes_the_users_own(page, runs, tmp_p
     page.send("recipe", name="toy")
     form = page.lab.form.data
     roles = {role["name"]: role for role in form["roles"]}
-    assert "has learnt other data" in form["blocked"] and "Choose one below" in form["blocked"]
+    assert "has learnt other data" in form["blocked"] and "Choose one above" in form["blocked"]
     mine = str((runs / "edm-toy-ring").resolve())
     assert mine in [option["value"] for option in roles["teacher"]["options"]]
     assert "digits" not in [option["value"] for option in roles["teacher"]["options"]]

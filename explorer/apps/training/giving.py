@@ -183,7 +183,7 @@ class Giving:
         except ExplorerError as problem:
             words, cut, _ = str(problem).partition(" Train one on your data")
             return recipe, words + (
-                " Choose one below that has learnt these data, or train it first (method edm)." if cut else ""
+                " Choose one above that has learnt these data, or train it first (method edm)." if cut else ""
             )
 
     @property
