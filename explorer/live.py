@@ -306,6 +306,16 @@ def data_of(name: str) -> str:
     return load_dataset(stem).name
 
 
+def _made_from(model: Denoiser) -> Dataset:
+    try:
+        return load_dataset(data_of(model.name))
+    except UnknownName as error:
+        raise BadValue(
+            f"{model.name or 'the model'} does not say which data it was made from: give metric_for(model, data=...) a name "
+            f"({', '.join(error.valid)}), or a file or folder of samples of shape {tuple(model.shape)}"
+        ) from None
+
+
 def frechet(features: FeatureSpace, data: Dataset) -> Metric:
     """Fréchet distance to the training split, bias-corrected; of a user's kept data to the part held out, where that is large enough."""
     held = _kept_back(data)
@@ -354,12 +364,13 @@ def metric_for(model: Denoiser, metric: str | None = None, *, data: str | None =
 
     Args:
         metric: one of METRICS; by default "sw2" for points and what `suits` for images.
-        data: name of the data set; by default the one the model was made from.
+        data: name of the data set, or a file or folder of one's own; by default the one the model was made from.
         features: name of the feature space; by default of the data set's classifier, "xy" for points, else "pixels".
+    Raises: BadValue where the data are not known, or of another shape.
     """
     if metric is not None and metric not in METRICS:
         raise UnknownName("metric", metric, METRICS)
-    shape, real = tuple(model.shape), load_dataset(data or data_of(model.name))
+    shape, real = tuple(model.shape), load_dataset(data) if data else _made_from(model)
     if shape != real.shape:
         raise BadValue(f"{model.name or 'the model'} makes samples of shape {shape}, {real.name} has {real.shape}.")
     flat = len(shape) == 1

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 import explorer.models.base
+from explorer import viz
 from explorer.errors import BadValue, UnknownName
+from explorer.live import metric_for
 from explorer.models import Oracle, as_denoiser
 from explorer.process import EDM, VP, GaussianMixture, Linear
 from explorer.sampling import Heun, OdeSampler, TimeGrid, sample
+from explorer.trajectory import record
+from explorer.tuning import Budget, Coordinate, Nodes, Setting, Study, TruncationError
 
 SHAPE = (3, 16, 16)
 MEAN, STD = 0.3, 0.5
@@ -106,3 +110,54 @@ def test_an_error_inside_says_what_was_given_and_what_helps():
 
 def test_the_example_runs():
     assert doctest.testmod(explorer.models.base).failed == 0
+
+
+@pytest.mark.parametrize("path", [VP(), Linear(), EDM()], ids=str)
+def test_without_a_range_given_grids_knobs_and_searches_have_one(path):
+    model = as_denoiser(Affine("x0", path), "x0", path, SHAPE)
+    low, high = model.sigma_range
+    assert low == pytest.approx(2e-3) and 80 <= high < 1001
+    assert TimeGrid.karras(5, low, high).n_steps == 5
+    start = Setting(OdeSampler(Heun(), TimeGrid.karras(3, low, high)))
+    study = Study(model, start, TruncationError(model, range(4)), Coordinate(Nodes()), Budget(trials=2))
+    assert all(trial.value > 0 for trial in study)
+    unnamed = as_denoiser(
+        lambda x, t, c: x, "x0", Linear(), SHAPE, t_range=(0.0, 1.0)
+    )  # also where the range begins with the data
+    assert Nodes().box(unnamed, start).dims[0].low > 0
+
+
+def test_a_metric_asks_for_the_data_of_a_model_that_has_none():
+    with pytest.raises(
+        BadValue, match=r"mine does not say which data .* metric_for\(model, data=\.\.\.\).*\(3, 16, 16\)"
+    ):
+        metric_for(as_denoiser(Affine("x0", EDM()), "x0", EDM(), SHAPE, name="mine"))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"start": OdeSampler(Heun(), TimeGrid((1.0, 0.0)))}, "start is a OdeSampler, expected a Setting"),
+        ({"tuner": Nodes()}, "tuner is a Nodes, expected a Tuner"),
+        ({"budget": 5}, "budget is a int, expected a Budget"),
+        ({"objective": None}, "objective is a NoneType, expected a Objective"),
+    ],
+    ids=["start", "tuner", "budget", "objective"],
+)
+def test_a_search_says_which_of_its_parts_is_another(given, says):
+    model = Oracle(GAUSSIAN)
+    start = Setting(OdeSampler(Heun(), TimeGrid((1.0, 0.0))))
+    whole = {
+        "start": start,
+        "objective": TruncationError(model, range(2)),
+        "tuner": Coordinate(Nodes()),
+        "budget": Budget(trials=2),
+    }
+    with pytest.raises(BadValue, match=says):
+        Study(model, **{**whole, **given})
+
+
+def test_a_filmstrip_says_which_samples_are_not_there():
+    run = record(Oracle(GAUSSIAN), OdeSampler(Heun(), TimeGrid((1.0, 0.1))), range(2), keep=("x", "x0_hat"))
+    with pytest.raises(BadValue, match=r"samples \[7\] are not in this recording of 2"):
+        viz.filmstrip(run, samples=(0, 7))

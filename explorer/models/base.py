@@ -347,7 +347,8 @@ def as_denoiser(
         path: how its data become noise: VP(), Linear() for rectified flows, EDM() where t is sigma, ... `t` is this path's time,
             which grows with noise from t = 0 at the data: a flow that runs from noise to data is `lambda x, t, c: -net(x, 1 - t, c)`.
         shape: of one sample, without the batch.
-        t_range: lowest and highest time it was trained at; by default all of the path, on EDM's up to sigma = 1000.
+        t_range: lowest and highest time it was trained at; by default from sigma = 0.002 to the end of the path, at most 1000, and to 80
+            on EDM's, which has no end. Grids, knobs and searches begin with it.
         n_classes: 0 for a model without classes.
     Raises:
         UnknownName: no such kind; BadValue: a path, a shape or a range that cannot be, a function that does not take what it would be
@@ -365,7 +366,8 @@ def as_denoiser(
     ):
         raise BadValue(f"shape is {shape!r}, expected that of one sample, without the batch: (3, 32, 32) say")
     if t_range is None:
-        t_range = (0.0, path.t_max if math.isfinite(path.t_max) else path.time_at(1e3))
+        far = 80.0 if math.isinf(path.t_max) else min(1e3, path.ratio_at(path.t_max))
+        t_range = (path.time_at(2e-3), path.time_at(far))
     elif not 0 <= t_range[0] < t_range[1] <= path.t_max:
         steps = (
             ". A network that counts steps is wrapped: lambda x, t, c: net(x, 999 * t)"

@@ -156,7 +156,7 @@ class Nodes(Space):
         grid = grid_of(start)
         ends_at_zero = grid.times[-1] == 0
         free = [s for s in grid.times[1:] if s > 0][: None if ends_at_zero else -1]
-        low, high = min([model.sigma_range[0], *free]) if free else 0.0, grid.times[0]
+        low, high = min((s for s in (model.sigma_range[0], *free) if s > 0), default=0.0), grid.times[0]
         dims = [Dim(f"sigma_{i}", low, high, log=True) for i in range(1, len(free) + 1)]
         if self.free_start:
             dims = [Dim("sigma_0", high / 20, high, log=True), *dims]

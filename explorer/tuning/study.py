@@ -291,6 +291,14 @@ class Study:
         }
 
     def __post_init__(self):
+        for name, wanted, example in (
+            ("start", Setting, "Setting(sampler)"),
+            ("objective", Objective, "MetricObjective(metric, seeds)"),
+            ("tuner", Tuner, "Coordinate(Nodes()): how to search, around where"),
+            ("budget", Budget, "Budget(trials=60)"),
+        ):
+            if not isinstance(given := getattr(self, name), wanted):
+                raise BadValue(f"{name} is a {type(given).__name__}, expected a {wanted.__name__}, {example} say")
         self.tuner.check(self._task(), self.budget)
         self._measurer = Measurer(self.model, self.start, self.objective)
         self._store: Journal | None = None

@@ -115,6 +115,10 @@ def filmstrip(
         raise BadValue("a filmstrip shows denoised predictions: record(..., keep=('x', 'x0_hat')).")
     if ds.x.ndim != 5:
         raise BadValue(f"a filmstrip shows images (channel, row, col), but samples have dimensions {ds.x.dims[2:]}.")
+    if outside := [s for s in samples if not -ds.sizes["sample"] <= s < ds.sizes["sample"]]:
+        raise BadValue(
+            f"samples {outside} are not in this recording of {ds.sizes['sample']}: positions from 0, not seeds."
+        )
     th, n_steps = theme_of(theme), ds.sizes["step"]
     frames = np.unique(np.linspace(0, n_steps, min(n_frames, n_steps + 1)).round().astype(int))
     rows = []
