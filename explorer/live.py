@@ -363,7 +363,7 @@ def metric_for(model: Denoiser, metric: str | None = None, *, data: str | None =
     """An empty metric that suits what the model makes.
 
     Args:
-        metric: one of METRICS; by default "sw2" for points and what `suits` for images.
+        metric: one of METRICS; by default "sw2" for points and what `suits` says for images.
         data: name of the data set, or a file or folder of one's own; by default the one the model was made from.
         features: name of the feature space; by default of the data set's classifier, "xy" for points, else "pixels".
     Raises: BadValue where the data are not known, or of another shape.

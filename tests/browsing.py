@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 
 PATIENCE = 120_000
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Where `explorer serve`, started as a user starts it, says it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(r"http://localhost:\d+/", line):
+            yield found.group()
+            break
+    else:
+        pytest.fail("the server did not start:\n" + "".join(lines))
+    process.terminate()
+    assert process.wait(30) is not None
 
 
 class Visitor:

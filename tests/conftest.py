@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,24 +102,11 @@ def browser(chromium: str):
 
 @pytest.fixture(scope="module")
 def address() -> str:
-    """Where `explorer serve`, started as a user starts it, says it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.search(r"http://localhost:\d+/", line):
-            yield found.group()
-            break
-    else:
-        pytest.fail("the server did not start:\n" + "".join(lines))
-    process.terminate()
-    assert process.wait(30) is not None
+    """Of a dashboard that this file's tests share."""
+    from browsing import serving
+
+    with serving() as found:
+        yield found
 
 
 @pytest.fixture

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-
 import pytest
-from browsing import Visitor
+from browsing import Visitor, serving
 from test_cli import document, refusal, run
 from test_dashboard import LabDesk as SamplerDesk
 from test_trajectory_lab import LabDesk as TrajectoryDesk
@@ -153,18 +148,8 @@ def test_the_command_line_lists_them_and_takes_one_by_its_name(there):
 
 @pytest.fixture
 def served(there):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "explorer", "serve", "--port", "0", "--no-show"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    found = next((m for line in process.stdout if (m := re.search(r"http://localhost:\d+/", line))), None)
-    assert found, "the server did not start"
-    yield found.group()
-    process.terminate()
-    assert process.wait(30) is not None
+    with serving() as found:
+        yield found
 
 
 @pytest.mark.browser

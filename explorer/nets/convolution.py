@@ -57,12 +57,12 @@ def faster(x: Tensor, weight: Tensor) -> bool:
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`conv2d(x, weight, bias, padding=1)` for a 3x3 kernel, in channels-last memory.
+    """`conv2d(x, weight, bias, padding=1)` for a 3x3 kernel, in channels-last memory; without derivatives.
 
     Args:
         x: (N, C, H, W), H and W divisible by 4; any floating dtype, any device.
-        weight: (O, C, 3, 3). It is transformed anew in every call (a hundredth of the work at T = 256), so that nothing can be stale
-            and no second copy, four times as large, is kept.
+        weight: (O, C, 3, 3). It is transformed anew in every call (9 / T of the multiplications), so that nothing can be stale and
+            no second copy, four times as large, is kept.
         bias: (O,).
     Returns:
         (N, O, H, W).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.apps.tuning.bridge import knobs_for
-from explorer.apps.tuning.records import KEPT, NAME, folder
+from explorer.apps.tuning.records import KEPT, NAME, folder, stamp_of
 from explorer.errors import BadValue, ExplorerError, UnknownName
 from explorer.knobs import SamplerKnobs
 from explorer.metrics.base import Estimate, plus_minus
@@ -63,7 +63,7 @@ def kept(where: Path | None = None) -> list[Kept]:
     """All that can be read, by name."""
     where = where or folder()
     files = sorted(where.glob("*" + KEPT)) if where.is_dir() else []
-    found = [_read(file, _stamp(file)) for file in files if NAME.fullmatch(file.name.removesuffix(KEPT))]
+    found = [_read(file, stamp_of(file)) for file in files if NAME.fullmatch(file.name.removesuffix(KEPT))]
     return [one for one in found if one is not None]
 
 
@@ -118,16 +118,8 @@ def sampler_json(name: str) -> str:
     return one.tuned.sampler.to_json()
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        about = file.stat()
-    except OSError:
-        return (0, -1)
-    return (about.st_mtime_ns, about.st_size)
-
-
 @lru_cache(maxsize=128)
-def _read(file: Path, stamp: tuple[int, int]) -> Kept | None:
+def _read(file: Path, stamp: tuple[float, int]) -> Kept | None:
     """A file that is no tuned sampler is left out: it must not hide the others."""
     try:
         tuned = Tuned.load(file)

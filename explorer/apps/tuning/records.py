@@ -96,7 +96,7 @@ class Reader:
 
     def one(self, name: str, where: Path) -> Record:
         files = [where / (name + end) for end in (JOURNAL, PLAN, FOUND, KEPT)]
-        stamp = tuple(_stamp(file) for file in files)
+        stamp = tuple(stamp_of(file) for file in files)
         if self._known.get(name, ((), None))[0] != stamp:
             self._known[name] = (stamp, read(name, where))
         return self._known[name][1]
@@ -123,7 +123,7 @@ def read(name: str, where: Path) -> Record:
     except (ExplorerError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         broken = str(error) if isinstance(error, ExplorerError) else f"{name} cannot be read: {error!r}"
     model = plan.model if plan is not None else str((head.get("model") or {}).get("name", ""))
-    kept, changed = (where / (name + KEPT)).is_file(), _stamp(journal)[0]
+    kept, changed = (where / (name + KEPT)).is_file(), stamp_of(journal)[0]
     return Record(name, plan, model, tuple(trials), tuned, kept, changed, broken)
 
 
@@ -138,7 +138,8 @@ def remove(name: str, where: Path) -> Path:
     return out
 
 
-def _stamp(file: Path) -> tuple[float, int]:
+def stamp_of(file: Path) -> tuple[float, int]:
+    """Changes whenever the file does: its time and size."""
     try:
         about = file.stat()
     except OSError:
